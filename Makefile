@@ -1,0 +1,22 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint
+
+UV := $(or $(shell command -v uv 2>/dev/null),$(CURDIR)/.tools/bin/uv)
+PYTHON := .venv/bin/python
+
+help:  ## explain the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## install everything into .venv (and uv into .tools where it is missing)
+	@test -x "$(UV)" || python3 -m pip install --quiet --target .tools uv
+	@"$(UV)" sync --frozen --quiet
+
+test: setup  ## run the whole suite; DB=postgres on PostgreSQL; ARGS="-k races -x" for pytest
+	@exec $(PYTHON) $(if $(filter postgres,$(DB)),-m tests.postgres $(PYTHON)) -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: setup  ## format check, lint, types, import contracts, missing migrations
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy .
+	.venv/bin/lint-imports
+	DJANGO_SETTINGS_MODULE=tests.settings $(PYTHON) manage.py makemigrations --check --dry-run

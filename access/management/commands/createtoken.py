@@ -1,0 +1,57 @@
+"""`manage.py createtoken USER`: a bearer token with the rights of a user."""
+
+from datetime import timedelta
+from typing import Any
+
+from django.contrib.auth.models import User
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db.models import Q
+from django.utils import timezone
+from knox.models import AuthToken
+from knox.settings import knox_settings
+
+from access import groups
+
+LONGEST_DAYS = 3650
+GRACE = timedelta(hours=1)
+
+
+class Command(BaseCommand):
+    help = (
+        "Print a new API token of a user, once; only its hash is stored. It has its user's rights. "
+        f"Tokens expire after --days, except those of the {groups.WORKER} group, which do not."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("username")
+        parser.add_argument("--days", type=int, help="days until it expires")
+        parser.add_argument(
+            "--replace",
+            action="store_true",
+            help="let the user's other tokens end in an hour (rotation)",
+        )
+        parser.add_argument(
+            "--revoke", action="store_true", help="end the user's other tokens now (a leak)"
+        )
+
+    def handle(
+        self, *, username: str, days: int | None, replace: bool, revoke: bool, **options: Any
+    ) -> None:
+        user = User.objects.filter(username=username).first()
+        if user is None:
+            raise CommandError(f"There is no user {username!r}. Add one in the admin first.")
+        if not user.is_active:
+            raise CommandError(f"The user {username!r} is not active. Activate it in the admin.")
+        if days is not None and not 1 <= days <= LONGEST_DAYS:
+            raise CommandError(f"--days takes a whole number from 1 to {LONGEST_DAYS}.")
+        expiry = timedelta(days=days) if days else knox_settings.TOKEN_TTL
+        permanent = days is None and user.groups.filter(name=groups.WORKER).exists()
+        instance, token = AuthToken.objects.create(user, expiry=None if permanent else expiry)
+        others = AuthToken.objects.filter(user=user).exclude(pk=instance.pk)
+        if revoke:
+            others.delete()
+        elif replace:
+            # Whoever still holds the old one, a worker before its restart, goes on meanwhile.
+            grace = timezone.now() + GRACE
+            others.filter(Q(expiry=None) | Q(expiry__gt=grace)).update(expiry=grace)
+        self.stdout.write(token)

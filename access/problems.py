@@ -1,0 +1,59 @@
+"""REST errors as problem details (RFC 9457): one format for every endpoint of the API."""
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.http import Http404
+from rest_framework import exceptions, views
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+log = logging.getLogger(__name__)
+
+
+class Conflict(exceptions.APIException):
+    """The state of the record forbids the request."""
+
+    status_code = HTTPStatus.CONFLICT
+    default_code = "conflict"
+
+
+def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
+    """`{"type", "title", "status", "detail", "errors"?}` as application/problem+json.
+
+    `errors` maps each refused field to its messages.
+    """
+    if isinstance(error, ValidationError):
+        error = exceptions.ValidationError({"detail": error.messages})
+    elif isinstance(error, Http404):
+        error = exceptions.NotFound("There is no such record, or you may not see it.")
+    elif isinstance(error, PermissionDenied):
+        error = exceptions.PermissionDenied("You have no permission for this.")
+    response = views.exception_handler(error, context)
+    if response is None:
+        log.error("%s failed", context["request"].path, exc_info=error)
+        error = exceptions.APIException("The request failed; it is in the site's log.")
+        response = Response(status=error.status_code)
+    status = HTTPStatus(response.status_code)
+    problem: dict[str, Any] = {"type": "about:blank", "title": status.phrase, "status": status}
+    if isinstance(error, exceptions.ValidationError):
+        problem["detail"] = "Some fields are missing or wrong; see errors."
+        problem["errors"] = response.data
+    else:
+        problem["detail"] = str(getattr(error, "detail", error))
+    problem["code"] = getattr(error, "default_code", "error")
+    response.data = problem
+    response.content_type = "application/problem+json"
+    return response
+
+
+class UnknownPath(views.APIView):
+    """Whatever the API does not have, in its one error format."""
+
+    authentication_classes = ()
+    permission_classes = ()
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        raise exceptions.NotFound("The API has no such path; each ends with a slash.")

@@ -1,0 +1,89 @@
+"""Who may use the plain-text endpoints: EXPENSES_PROTOCOL_ACCESS (design, Access)."""
+
+import re
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.http import HttpRequest
+from rest_framework.exceptions import AuthenticationFailed
+
+from access import actors, authentication
+
+_LOOPBACK = ("127.0.0.1", "::1")
+_LOCAL_HOSTS = ("localhost", "127.0.0.1")
+# Whatever a proxy adds: Forwarded, Via, X-Forwarded-…, X-Original-Forwarded-For, X-Real-IP, ….
+_FORWARDED = re.compile(r"HTTP_(VIA|.*FORWARDED.*|.*_IP)")
+
+
+class NotServed(Exception):
+    """The plain endpoints are switched off."""
+
+
+class NotSignedIn(Exception):
+    """The request names no valid user, and the access mode asks for one."""
+
+
+class NotAllowed(Exception):
+    """The signed-in user lacks the permission."""
+
+    def __init__(self, actor: actors.Actor) -> None:
+        self.actor = actor
+        super().__init__(f"{actor.name} has no permission for this.")
+
+
+def is_cross_site(request: HttpRequest) -> bool:
+    """Whether another site made the browser send this, or nobody asked for it (a prefetch).
+
+    Such a request never changes state (requirements X8). Browsers say it by themselves over HTTPS
+    and on localhost; elsewhere the session cookie stays away from other sites' requests. Other
+    clients do not say it, and are not cross-site.
+    """
+    header = request.META.get
+    purposes = (header("HTTP_SEC_PURPOSE"), header("HTTP_PURPOSE"), header("HTTP_X_PURPOSE"))
+    return (
+        header("HTTP_SEC_FETCH_SITE") in ("cross-site", "same-site")
+        or any("prefetch" in (purpose or "") for purpose in purposes)
+        or header("HTTP_X_MOZ") == "prefetch"
+    )
+
+
+def is_from_outside(request: HttpRequest) -> bool:
+    """Whether the browser says that no page asked for this: a link in a mail or chat program, or a
+    typed address. The session cookie goes along, SameSite or not."""
+    return request.META.get("HTTP_SEC_FETCH_SITE") == "none"
+
+
+def actor_of(request: HttpRequest, *, permission: str | None, cookies: bool) -> actors.Actor:
+    """Who sends this request to a plain endpoint.
+
+    `permission` is what the operation needs (None: being signed in is enough); `cookies` says
+    whether a browser session counts. Whoever names a user is judged as that user, in every mode;
+    only an anonymous request of a local installation acts as `local`.
+
+    Raises NotServed, NotSignedIn, or NotAllowed.
+    """
+    if settings.EXPENSES_PROTOCOL_ACCESS == "off":
+        raise NotServed
+    try:
+        user = authentication.bearer_user(request)
+    except AuthenticationFailed as error:
+        raise NotSignedIn from error
+    if user is None and cookies and isinstance(request.user, User):
+        user = request.user
+    if user is None:
+        if settings.EXPENSES_PROTOCOL_ACCESS == "open" and _is_local(request):
+            return actors.LOCAL
+        raise NotSignedIn
+    actor = actors.Actor.of(user)
+    if permission and not actor.may(permission):
+        raise NotAllowed(actor)
+    return actor
+
+
+def _is_local(request: HttpRequest) -> bool:
+    host = request.get_host().rsplit(":", 1)[0]
+    return (
+        request.META.get("REMOTE_ADDR") in _LOOPBACK
+        and host in _LOCAL_HOSTS
+        and not any(_FORWARDED.fullmatch(header) for header in request.META)
+    )

@@ -1,0 +1,134 @@
+"""Decisions and the audit trail. Both are append-only."""
+
+import uuid
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+
+
+class AppendOnly(Exception):
+    """The row is a record of what happened; it is never changed or deleted."""
+
+
+class AppendOnlyQuerySet(models.QuerySet[Any]):
+    def update(self, **kwargs: Any) -> NoReturn:
+        raise AppendOnly(self.model.__name__)
+
+    def delete(self) -> NoReturn:
+        raise AppendOnly(self.model.__name__)
+
+    def bulk_create(self, objs: Iterable[Any], *args: Any, **kwargs: Any) -> list[Any]:
+        if args or kwargs.get("update_conflicts"):
+            raise AppendOnly(self.model.__name__)
+        return super().bulk_create(objs, **kwargs)
+
+
+class AppendOnlyModel(models.Model):
+    """Rows are inserted and then stay as they are."""
+
+    objects = models.Manager.from_queryset(AppendOnlyQuerySet)()
+
+    class Meta:
+        abstract = True
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if not self._state.adding:
+            raise AppendOnly(type(self).__name__)
+        super().save(*args, **{**kwargs, "force_insert": True})
+
+    def delete(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise AppendOnly(type(self).__name__)
+
+
+class Route(models.TextChoices):
+    """The way by which something was asked for."""
+
+    ADMIN = "admin", "admin"
+    PAGE = "page", "list page"
+    PROTOCOL = "protocol", "plain protocol"
+    REST = "rest", "REST API"
+
+
+class Verdict(models.TextChoices):
+    APPROVED = "APPROVED", "approved"
+    REJECTED = "REJECTED", "rejected"
+    WITHDRAWN = "WITHDRAWN", "withdrawn"
+
+
+# What people and programs ask for, by its name in forms and paths.
+VERDICT_OF_VERB = {
+    "approve": Verdict.APPROVED,
+    "reject": Verdict.REJECTED,
+    "withdraw": Verdict.WITHDRAWN,
+}
+
+
+class Record(AppendOnlyModel):
+    """Who did something, by which route, and when.
+
+    `actor` is the name as it was then; `by` is null for the anonymous person of a local
+    installation.
+    """
+
+    by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    actor = models.CharField(max_length=150)
+    route = models.CharField(max_length=10, choices=Route)
+    reason = models.TextField(blank=True)
+    at = models.DateTimeField()
+
+    class Meta:
+        abstract = True
+
+
+class Decision(Record):
+    """The one verdict on a request; the request points to it (design rule 1)."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    verdict = models.CharField(max_length=10, choices=Verdict)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="decision_verdict_known", condition=Q(verdict__in=Verdict.values)
+            ),
+            models.CheckConstraint(
+                name="decision_rejection_has_reason",
+                condition=~Q(verdict=Verdict.REJECTED) | ~Q(reason=""),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_verdict_display()} by {self.actor}"
+
+
+class AuditEntry(Record):
+    """Anything that happened to a request, refused attempts included."""
+
+    class Event(models.TextChoices):
+        CREATED = "created", "created"
+        SUBMITTED = "submitted", "submitted"
+        REGISTERED = "registered", "callback registered"
+        APPROVED = "approved", "approved"
+        REJECTED = "rejected", "rejected"
+        WITHDRAWN = "withdrawn", "withdrawn"
+        PAID = "paid", "paid"
+        REFUSED = "refused", "refused"
+
+    subject = models.CharField(max_length=20, help_text="Kind of the request: expense, order.")
+    subject_id = models.CharField(max_length=100)
+    event = models.CharField(max_length=10, choices=Event)
+
+    class Meta:
+        verbose_name_plural = "audit entries"
+        indexes = [
+            models.Index(fields=["subject", "subject_id", "at"], name="audit_by_subject"),
+            models.Index(fields=["-at"], name="audit_newest_first"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.subject} {self.subject_id} {self.event} by {self.actor}"

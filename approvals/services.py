@@ -1,0 +1,129 @@
+"""Who may decide what, and the record of it: one home for every kind of request."""
+
+import uuid
+from datetime import datetime
+
+from django.db.models import QuerySet
+
+from access import actors
+from approvals.models import AuditEntry, Decision, Route, Verdict
+
+
+class Refused(Exception):
+    """The actor may not decide this way. The text is a sentence for the person."""
+
+
+class NotPermitted(Refused):
+    pass
+
+
+class SelfApproval(Refused):
+    pass
+
+
+class ReasonMissing(Refused):
+    pass
+
+
+def check_may_decide(
+    actor: actors.Actor,
+    *,
+    verdict: Verdict,
+    permission: str,
+    submitter_id: int | None,
+    reason: str,
+) -> None:
+    """The rule for every kind of request and every route (requirements X3).
+
+    Approving and rejecting take the permission and are never for one's own request, superusers
+    included; a rejection gives its reason; only the submitter withdraws.
+
+    Raises NotPermitted, SelfApproval or ReasonMissing.
+    """
+    own = actor.user is not None and actor.user.pk == submitter_id
+    if verdict == Verdict.WITHDRAWN:
+        if not own:
+            raise NotPermitted("Only the person who submitted a request can withdraw it.")
+        return
+    if not actor.may(permission):
+        raise NotPermitted(f"{actor.name} has no permission to decide; ask for the Approver group.")
+    if own:
+        raise SelfApproval("Nobody decides their own request; ask another approver.")
+    if verdict == Verdict.REJECTED and not reason:
+        raise ReasonMissing("A rejection needs a reason; say why.")
+
+
+def may_decide(actor: actors.Actor, *, permission: str, submitter_id: int | None) -> bool:
+    """Whether :func:`check_may_decide` would let the actor approve; for pages that offer it."""
+    try:
+        check_may_decide(
+            actor,
+            verdict=Verdict.APPROVED,
+            permission=permission,
+            submitter_id=submitter_id,
+            reason="",
+        )
+    except Refused:
+        return False
+    return True
+
+
+def record_decision(
+    decision_id: uuid.UUID,
+    *,
+    verdict: Verdict,
+    subject: str,
+    subject_id: str,
+    actor: actors.Actor,
+    route: Route,
+    reason: str,
+    now: datetime,
+) -> None:
+    """Insert the decision to which the caller's compare-and-set pointed, and its audit entry, in
+    the caller's transaction."""
+    Decision.objects.create(
+        id=decision_id,
+        verdict=verdict,
+        by=actor.user,
+        actor=actor.name,
+        route=route,
+        reason=reason,
+        at=now,
+    )
+    record_event(
+        AuditEntry.Event(verdict.value.lower()),
+        subject=subject,
+        subject_id=subject_id,
+        actor=actor,
+        route=route,
+        now=now,
+        reason=reason,
+    )
+
+
+def record_event(
+    event: AuditEntry.Event,
+    *,
+    subject: str,
+    subject_id: str,
+    actor: actors.Actor,
+    route: Route,
+    now: datetime,
+    reason: str = "",
+) -> None:
+    """Insert an audit entry, in the caller's transaction where there is one."""
+    AuditEntry.objects.create(
+        event=event,
+        subject=subject,
+        subject_id=subject_id,
+        by=actor.user,
+        actor=actor.name,
+        route=route,
+        reason=reason,
+        at=now,
+    )
+
+
+def trail(subject: str, subject_id: str) -> QuerySet[AuditEntry]:
+    """All that happened to a request, oldest first (requirements X5)."""
+    return AuditEntry.objects.filter(subject=subject, subject_id=subject_id).order_by("at", "pk")

@@ -1,0 +1,176 @@
+"""Expense records, their callback addresses and the ledger of what was paid."""
+
+import uuid
+from decimal import Decimal
+from typing import ClassVar
+
+from django.conf import settings
+from django.core.validators import MinValueValidator, RegexValidator
+from django.db import models
+from django.db.models import Q
+
+from access.text import TEXT_LENGTH, OpaqueIdField, validate_opaque_id
+from approvals.models import AppendOnlyModel, Decision
+from outbox import addresses
+
+
+class State(models.TextChoices):
+    """The lifecycle (requirements E1): CREATED → APPROVED | REJECTED | WITHDRAWN,
+    APPROVED → COMPLETED, and nothing else."""
+
+    CREATED = "CREATED", "created"
+    APPROVED = "APPROVED", "approved"
+    REJECTED = "REJECTED", "rejected"
+    WITHDRAWN = "WITHDRAWN", "withdrawn"
+    COMPLETED = "COMPLETED", "completed"
+
+
+class Money(models.Model):
+    """An amount and its ISO 4217 currency; both absent where the request named no amount."""
+
+    amount = models.DecimalField(
+        max_digits=12,
+        decimal_places=2,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(Decimal("0.01"))],
+    )
+    currency = models.CharField(
+        max_length=3,
+        blank=True,
+        validators=[RegexValidator(r"\A[A-Z]{3}\Z", "Three capital letters of ISO 4217, as EUR.")],
+    )
+
+    class Meta:
+        abstract = True
+
+    def money(self) -> str:
+        return "—" if self.amount is None else f"{self.amount:,.2f} {self.currency}"
+
+
+def money_constraints(name: str) -> list[models.BaseConstraint]:
+    """An amount has a currency, nothing else has, and it is positive."""
+    return [
+        models.CheckConstraint(
+            name=f"{name}_amount_with_currency",
+            condition=Q(amount__isnull=True, currency="")
+            | Q(amount__isnull=False, amount__gt=0) & ~Q(currency=""),
+        )
+    ]
+
+
+class LedgerEntry(Money, AppendOnlyModel):
+    """One payment. Unique per expense: nothing is paid twice (requirements X2)."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    expense = models.OneToOneField(
+        "expenses.Expense", on_delete=models.PROTECT, related_name="ledger_entry"
+    )
+    paid_at = models.DateTimeField()
+
+    class Meta:
+        verbose_name_plural = "ledger"
+        indexes = [models.Index(fields=["-paid_at", "-id"], name="ledger_newest_first")]
+        constraints = money_constraints("ledgerentry")
+
+    def __str__(self) -> str:
+        return f"payment of {self.expense_id}"
+
+
+class Expense(Money):
+    """One expense, from its creation to its payment. The plain protocol gives just an id."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    expense_id = OpaqueIdField(
+        "expense ID", max_length=100, unique=True, validators=[validate_opaque_id]
+    )
+    workflow_id = models.CharField(  # noqa: DJ001 (null: belongs to no workflow yet)
+        "workflow ID", max_length=addresses.ID_LENGTH, null=True, blank=True, db_index=True
+    )
+    # The workflow was there at the creation, by key or by submission; not named later.
+    owns_workflow = models.BooleanField(default=False, editable=False)
+    state = models.CharField(max_length=10, choices=State, default=State.CREATED, db_index=True)
+    submitter = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT
+    )
+    merchant = models.CharField(max_length=200, blank=True)
+    category = models.CharField(max_length=100, blank=True)
+    description = models.TextField(blank=True, max_length=TEXT_LENGTH)
+    incurred_on = models.DateField(null=True, blank=True)
+    created_at = models.DateTimeField()
+    decision = models.OneToOneField(Decision, null=True, blank=True, on_delete=models.PROTECT)
+    payment = models.OneToOneField(
+        LedgerEntry, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+
+    class Meta:
+        ordering: ClassVar = ["expense_id"]
+        indexes = [models.Index(fields=["-created_at", "-id"], name="expense_newest_first")]
+        permissions: ClassVar = [
+            ("decide_expense", "Can approve and reject expenses"),
+            ("carry_expense", "Can create, register and pay expenses over the plain protocol"),
+            ("submit_expense", "Can submit expenses"),
+        ]
+        constraints = [
+            models.CheckConstraint(name="expense_id_not_empty", condition=~Q(expense_id="")),
+            # A workflow id may serve again, for another expense, when the first is settled.
+            models.UniqueConstraint(
+                name="workflow_owned_by_one_unsettled_expense",
+                fields=["workflow_id"],
+                condition=Q(owns_workflow=True, state__in=[State.CREATED, State.APPROVED]),
+            ),
+            models.CheckConstraint(
+                name="expense_state_tied_to_decision_and_payment",
+                condition=Q(state=State.CREATED, decision__isnull=True, payment__isnull=True)
+                | Q(
+                    state__in=[State.APPROVED, State.REJECTED, State.WITHDRAWN],
+                    decision__isnull=False,
+                    payment__isnull=True,
+                )
+                | Q(state=State.COMPLETED, decision__isnull=False, payment__isnull=False),
+            ),
+            *money_constraints("expense"),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.expense_id)
+
+
+class CallbackAddress(models.Model):
+    """Where the workflow that waits for this expense is told the decision; the newest wins.
+
+    The token is encrypted; its hash makes sure that two expenses never share one. The ids are
+    those that were named, else those inside the token.
+    """
+
+    expense = models.OneToOneField(
+        Expense, primary_key=True, on_delete=models.CASCADE, related_name="callback"
+    )
+    token = models.TextField(help_text="Encrypted.")
+    token_hash = models.CharField(max_length=64, unique=True)
+    workflow_id = models.CharField(max_length=addresses.ID_LENGTH, blank=True)
+    run_id = models.CharField(max_length=addresses.ID_LENGTH, blank=True)
+    activity_id = models.CharField(max_length=addresses.ID_LENGTH, blank=True)
+    registered_at = models.DateTimeField()
+
+    class Meta:
+        verbose_name_plural = "callback addresses"
+        constraints = [
+            models.UniqueConstraint(
+                name="activity_has_one_expense",
+                fields=["workflow_id", "run_id", "activity_id"],
+                condition=~Q(workflow_id="") & ~Q(activity_id=""),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"callback of {self.expense_id}"
+
+    def sealed(self) -> dict[str, str]:
+        """The address as an outbox message carries it."""
+        return {
+            "token": self.token,
+            "workflow_id": self.workflow_id,
+            "run_id": self.run_id,
+            "activity_id": self.activity_id,
+        }

@@ -1,0 +1,425 @@
+"""The plain-text endpoints and the list page (requirements E2–E8).
+
+Order of answers: 405, cross-site 403, access 401/403, 422, INVALID_ID, INVALID_TYPE or
+INVALID_STATE, INVALID_FORM_DATA. In API mode an ERROR body travels with status 200, because the
+workers' clients raise for any other status before they read the body.
+"""
+
+import re
+import zlib
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from csp.constants import SELF
+from csp.decorators import csp_replace
+from django.core.exceptions import ValidationError
+from django.db.models import Q
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseNotAllowed,
+    HttpResponseRedirect,
+    JsonResponse,
+)
+from django.shortcuts import render
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.decorators import method_decorator
+from django.views import View
+from rest_framework.exceptions import MethodNotAllowed
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from access import actors, protocol
+from access.text import ID_LENGTH, clean_text, is_opaque_id
+from approvals import services as approvals
+from approvals.models import VERDICT_OF_VERB, Route
+from expenses import services
+from expenses.models import Expense, State
+from outbox import addresses
+from worker import contracts
+
+SUCCEED: Final = "SUCCEED"
+UNSTATED_REASON: Final = "rejected over the protocol"
+PAGE_ROWS: Final = 100
+LONGEST_TOKEN_HEX: Final = 8192
+
+_VERBS = ("approve", "reject")
+_HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
+
+
+class ProtocolError(Exception):
+    """An answer other than success: the code for clients, the sentence for people."""
+
+    def __init__(self, code: str, sentence: str, status: int = 400) -> None:
+        self.code = code
+        self.status = status
+        super().__init__(sentence)
+
+
+class Missing(Exception):
+    """Required parameters are absent; each is a pair of where and name."""
+
+    def __init__(self, *parameters: tuple[str, str]) -> None:
+        self.parameters = parameters
+
+
+def error_response(request: HttpRequest, error: Exception, *, api: bool) -> HttpResponse:
+    """The answer to an exception of this module or of access; other exceptions are raised."""
+    match error:
+        case Missing():
+            details = [
+                {"type": "missing", "loc": list(parameter), "msg": "Field required"}
+                for parameter in error.parameters
+            ]
+            return JsonResponse({"detail": details}, status=422)
+        case protocol.NotServed():
+            raise Http404 from error
+        case protocol.NotSignedIn():
+            sentence = "Sign in first." if not api else "A valid bearer token is needed."
+            error = ProtocolError("FORBIDDEN", sentence, 401)
+        case protocol.NotAllowed() | approvals.NotPermitted() | approvals.SelfApproval():
+            error = ProtocolError("FORBIDDEN", str(error), 403)
+        case ProtocolError():
+            pass
+        case _:
+            raise error
+    if api:
+        status = error.status if error.code == "FORBIDDEN" else 200
+        response = _text(f"ERROR:{error.code}", status)
+    else:
+        response = render(
+            request,
+            "expenses/message.html",
+            {"sentence": str(error), "sign_in": error.status == 401},
+            status=error.status,
+        )
+    if error.status == 401:
+        response["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+# The admin's scripts need more; these pages have one, of their own.
+strict_csp = csp_replace({"script-src": [SELF]})
+
+
+@method_decorator(strict_csp, name="dispatch")
+class ProtocolView(APIView):
+    """One plain endpoint. Subclasses answer `get` or `post` once access is granted."""
+
+    authentication_classes = ()
+    permission_classes = ()
+    http_method_names = ["get"]
+    changes_state = True
+
+    actor: actors.Actor
+    api = True
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        if str(request.method).lower() not in self.http_method_names:
+            raise MethodNotAllowed(str(request.method))
+        self.api = self.is_api_call(request)
+        if self.changes_state and protocol.is_cross_site(request._request):
+            raise ProtocolError("FORBIDDEN", "Another site asked for this; nothing is done.", 403)
+        self.actor = _actor(
+            request._request,
+            permission=self.permission(request),
+            cookies=not self.api,
+            expense_id=request.query_params.get("id", "") if self.changes_state else "",
+            route=Route.PROTOCOL,
+        )
+        if (
+            self.changes_state
+            and protocol.is_from_outside(request._request)
+            and self.actor.user is not None
+            and "Authorization" not in request.headers
+        ):
+            sentence = "A link from outside this site changes nothing. Decide on the list."
+            raise ProtocolError("FORBIDDEN", sentence, 403)
+
+    def is_api_call(self, request: Request) -> bool:
+        return str(request.query_params.get("is_api_call")).lower() == "true"
+
+    def permission(self, request: Request) -> str | None:
+        """The permission that this request needs; None when being signed in is enough."""
+        return services.CARRY
+
+    def handle_exception(self, exc: Exception) -> HttpResponseBase:  # type: ignore[override]
+        if isinstance(exc, MethodNotAllowed):
+            return HttpResponseNotAllowed([name.upper() for name in self.http_method_names])
+        return error_response(self.request._request, exc, api=self.api)
+
+    def succeed(self) -> HttpResponse:
+        return _text(SUCCEED) if self.api else _to_list()
+
+
+class CreateView(ProtocolView):
+    """`GET /create?id=…` (E5)"""
+
+    def get(self, request: Request) -> HttpResponse:
+        _require(("query", "id") if "id" not in request.query_params else None)
+        expense_id = _valid_id(request.query_params["id"])
+        key = request.headers.get("Idempotency-Key")
+        workflow_id = contracts.workflow_id_of_key(key) if key else None
+        if workflow_id is not None and not is_opaque_id(workflow_id, addresses.ID_LENGTH):
+            raise ProtocolError(
+                "INVALID_FORM_DATA", "The Idempotency-Key is not a workflow id, percent-encoded."
+            )
+        try:
+            services.create_expense(
+                expense_id,
+                workflow_id=workflow_id,
+                actor=self.actor,
+                route=Route.PROTOCOL,
+                now=timezone.now(),
+            )
+        except services.AlreadyExists as error:
+            raise ProtocolError("ID_ALREADY_EXISTS", str(error)) from error
+        return self.succeed()
+
+
+class ActionView(ProtocolView):
+    """`GET /action?type=approve|reject|payment&id=…` (E3)"""
+
+    def permission(self, request: Request) -> str | None:
+        kind = request.query_params.get("type")
+        if kind in _VERBS:
+            return services.DECIDE
+        return services.CARRY if kind == "payment" else None
+
+    def get(self, request: Request) -> HttpResponse:
+        missing = [("query", name) for name in ("type", "id") if name not in request.query_params]
+        _require(*missing)
+        expense = _expense(request.query_params["id"])
+        kind = request.query_params["type"]
+        if kind == "payment":
+            try:
+                services.record_payment(
+                    expense, actor=self.actor, route=Route.PROTOCOL, now=timezone.now()
+                )
+            except services.NotPayable as error:
+                raise ProtocolError("INVALID_STATE", str(error)) from error
+            return self.succeed()
+        decide(
+            expense,
+            kind,
+            actor=self.actor,
+            route=Route.PROTOCOL,
+            reason=request.query_params.get("reason", ""),
+            unstated=UNSTATED_REASON if kind == "reject" else "",
+        )
+        return self.succeed()
+
+
+class StatusView(ProtocolView):
+    """`GET /status?id=…` (E6)"""
+
+    changes_state = False
+
+    def is_api_call(self, request: Request) -> bool:
+        return True
+
+    def permission(self, request: Request) -> str | None:
+        return None
+
+    def get(self, request: Request) -> HttpResponse:
+        _require(("query", "id") if "id" not in request.query_params else None)
+        return _text(_expense(request.query_params["id"]).state)
+
+
+class RegisterCallbackView(ProtocolView):
+    """`POST /registerCallback?id=…`, form field `task_token` (E7)"""
+
+    http_method_names = ["post"]
+
+    def is_api_call(self, request: Request) -> bool:
+        return True
+
+    def post(self, request: Request) -> HttpResponse:
+        form = request._request.POST
+        _require(
+            ("query", "id") if "id" not in request.query_params else None,
+            ("body", "task_token") if "task_token" not in form else None,
+        )
+        expense = _expense(request.query_params["id"])
+        if expense.state != State.CREATED:
+            raise ProtocolError("INVALID_STATE", "The expense is decided.")
+        token = form["task_token"]
+        if len(token) > LONGEST_TOKEN_HEX or not _HEX.fullmatch(token):
+            raise ProtocolError("INVALID_FORM_DATA", "task_token is not hexadecimal.")
+        ids = {name: form.get(name, "") for name in ("workflow_id", "run_id", "activity_id")}
+        for name, value in ids.items():
+            if value and not is_opaque_id(value, addresses.ID_LENGTH):
+                raise ProtocolError("INVALID_FORM_DATA", f"{name} is not an id.")
+        try:
+            services.register_callback(
+                expense,
+                addresses.Address(bytes.fromhex(token), **ids),
+                actor=self.actor,
+                route=Route.PROTOCOL,
+                now=timezone.now(),
+            )
+        except (services.NotWaiting, services.CallbackRefused) as error:
+            raise ProtocolError("INVALID_STATE", str(error)) from error
+        return self.succeed()
+
+
+class ListView(ProtocolView):
+    """`GET /` and `GET /list`: the expenses, a page of 100 by id, with search (E2)"""
+
+    changes_state = False
+
+    def is_api_call(self, request: Request) -> bool:
+        return False
+
+    def permission(self, request: Request) -> str | None:
+        return None
+
+    def get(self, request: Request) -> HttpResponse:
+        search, after = (
+            text if "\0" not in (text := request.query_params.get(name, "")) else ""
+            for name in ("q", "after")
+        )
+        expenses = Expense.objects.only("expense_id", "state").filter(expense_id__gt=after)
+        if search:
+            # icontains folds ASCII letters alone where ids are compared by code point.
+            found = Q(expense_id__icontains=search) | Q(expense_id__contains=search)
+            expenses = expenses.filter(found) if len(search) <= ID_LENGTH else expenses.none()
+        rows = list(expenses.order_by("expense_id")[: PAGE_ROWS + 1])
+        page = rows[:PAGE_ROWS]
+        version = zlib.crc32("\0".join(f"{row.expense_id}\0{row.state}" for row in rows).encode())
+        context = {
+            "expenses": page,
+            "version": version,
+            "search": search,
+            "after": after,
+            "next": len(rows) > PAGE_ROWS
+            and urlencode({"q": search, "after": page[-1].expense_id}),
+            "may_decide": self.actor.may(services.DECIDE),
+        }
+        response = render(request._request, "expenses/list.html", context)
+        response["Cache-Control"] = "no-store"
+        return response
+
+
+@method_decorator(strict_csp, name="dispatch")
+class DecideView(View):
+    """`POST /decide` with a CSRF token: the buttons of the list page (design, Access)."""
+
+    http_method_names = ["post"]
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        try:
+            return self._decide(request)
+        except Exception as error:  # noqa: BLE001 (error_response raises what it does not know)
+            return error_response(request, error, api=False)
+
+    def _decide(self, request: HttpRequest) -> HttpResponse:
+        if protocol.is_cross_site(request):
+            raise ProtocolError("FORBIDDEN", "Another site asked for this; nothing is done.", 403)
+        form = request.POST
+        actor = _actor(
+            request,
+            permission=services.DECIDE,
+            cookies=True,
+            expense_id=form.get("id", ""),
+            route=Route.PAGE,
+        )
+        _require(*(("body", name) for name in ("id", "type") if name not in form))
+        expense = _expense(form["id"])
+        back = {name: form[name] for name in ("q", "after") if form.get(name)}
+        try:
+            decide(
+                expense,
+                form["type"],
+                actor=actor,
+                route=Route.PAGE,
+                reason=form.get("reason", ""),
+            )
+        except approvals.ReasonMissing as error:
+            context = {"expense": expense, "sentence": str(error), "back": back}
+            return render(request, "expenses/reject.html", context, status=400)
+        return _to_list(back)
+
+
+def decide(
+    expense: Expense,
+    kind: str,
+    *,
+    actor: actors.Actor,
+    route: Route,
+    reason: str,
+    unstated: str = "",
+) -> None:
+    """Decide over the protocol or its page; a repeat of the standing verdict changes nothing and
+    succeeds (E4). `unstated` stands for an empty reason. Raises ProtocolError and
+    approvals.Refused."""
+    if kind not in _VERBS:
+        raise ProtocolError(
+            "INVALID_TYPE", "type must be approve or reject, or payment on /action."
+        )
+    verdict = VERDICT_OF_VERB[kind]
+    if expense.state != State.CREATED:
+        # The state answers before the reason does.
+        reason = UNSTATED_REASON
+    try:
+        reason = clean_text(reason, field="reason") or unstated
+    except ValidationError as error:
+        raise ProtocolError("INVALID_FORM_DATA", error.messages[0]) from error
+    try:
+        services.decide_expense(
+            expense, verdict=verdict, actor=actor, route=route, reason=reason, now=timezone.now()
+        )
+    except services.AlreadyDecided as error:
+        if error.verdict != verdict:
+            raise ProtocolError("INVALID_STATE", str(error)) from error
+
+
+def _actor(
+    request: HttpRequest, *, permission: str | None, cookies: bool, expense_id: str, route: Route
+) -> actors.Actor:
+    """Who asks; a person without the permission is refused, which is audited (X3)."""
+    try:
+        return protocol.actor_of(request, permission=permission, cookies=cookies)
+    except protocol.NotAllowed as error:
+        if is_opaque_id(expense_id):
+            attempt = f"{request.path}: no permission"
+            services.refused(
+                expense_id, attempt, actor=error.actor, route=route, now=timezone.now()
+            )
+        raise
+
+
+def _require(*missing: tuple[str, str] | None) -> None:
+    found = [parameter for parameter in missing if parameter]
+    if found:
+        raise Missing(*found)
+
+
+def _valid_id(expense_id: str) -> str:
+    if not is_opaque_id(expense_id):
+        raise ProtocolError(
+            "INVALID_ID",
+            "This is not an expense id: it has 1 to 100 characters, is not blank and has no "
+            "control characters.",
+        )
+    return expense_id
+
+
+def _expense(expense_id: str) -> Expense:
+    try:
+        return Expense.objects.get(expense_id=_valid_id(expense_id))
+    except Expense.DoesNotExist:
+        raise ProtocolError("INVALID_ID", f"There is no expense {expense_id}.") from None
+
+
+def _text(body: str, status: int = 200) -> HttpResponse:
+    response = HttpResponse(body, content_type="text/plain; charset=utf-8", status=status)
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+def _to_list(query: dict[str, str] | None = None) -> HttpResponse:
+    return HttpResponseRedirect(reverse("list") + (f"?{urlencode(query)}" if query else ""))

@@ -1,0 +1,372 @@
+"""What can happen to an expense. Each change is one transaction: compare-and-set on the state,
+the record of it, and the message that carries it on."""
+
+import hashlib
+import logging
+import uuid
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Final
+
+from django.contrib.auth.models import User
+from django.db import IntegrityError, transaction
+from django.db.models import Q, QuerySet
+
+from access import actors
+from approvals import services as approvals
+from approvals.models import AuditEntry, Route, Verdict
+from expenses.models import CallbackAddress, Expense, LedgerEntry, State
+from outbox import addresses, handlers
+from outbox import services as outbox
+from outbox.models import Message
+from worker import contracts
+
+log = logging.getLogger(__name__)
+
+SUBJECT: Final = "expense"
+DECIDE: Final = "expenses.decide_expense"
+CARRY: Final = "expenses.carry_expense"
+SUBMIT: Final = "expenses.submit_expense"
+
+_STATE_OF = {verdict: State(verdict.value) for verdict in Verdict}
+# What the waiting activity is completed with (E1, E9).
+_VALUE_OF = {
+    Verdict.APPROVED: contracts.APPROVED,
+    Verdict.REJECTED: contracts.REJECTED,
+    Verdict.WITHDRAWN: contracts.CANCELLED,
+}
+
+
+class AlreadyExists(Exception):
+    """An expense has this id, or is that of this workflow already."""
+
+    def __init__(self, expense: Expense, text: str) -> None:
+        self.expense = expense
+        super().__init__(text)
+
+
+class AlreadyDecided(Exception):
+    """The expense is no longer CREATED; `verdict` is the one that stands."""
+
+    def __init__(self, expense: Expense) -> None:
+        assert expense.decision is not None  # noqa: S101 (the CHECK on the state)
+        self.verdict = Verdict(expense.decision.verdict)
+        super().__init__(
+            f"{expense.expense_id} was already {self.verdict.label} by {expense.decision.actor}."
+        )
+
+
+class NotPayable(Exception):
+    """Only an approved expense is paid."""
+
+
+class NotWaiting(Exception):
+    """The expense is decided, so no callback is registered for it any more."""
+
+
+class CallbackRefused(Exception):
+    """The callback belongs to another workflow than the expense (requirements X7)."""
+
+
+def visible_to(user: User) -> QuerySet[Expense]:
+    """The expenses that a person sees: their own, or all with the permission."""
+    expenses = Expense.objects.select_related("submitter", "decision", "payment")
+    if user.has_perm("expenses.view_expense"):
+        return expenses
+    return expenses.filter(submitter=user.pk)
+
+
+def create_expense(
+    expense_id: str,
+    *,
+    workflow_id: str | None,
+    actor: actors.Actor,
+    route: Route,
+    now: datetime,
+) -> Expense:
+    """Create an expense of which just the id is known (E5).
+
+    A repeat from the workflow that the expense belongs to returns the expense that is there, also
+    one that was submitted with details. Raises AlreadyExists.
+    """
+    try:
+        with transaction.atomic(durable=True):
+            expense = Expense.objects.create(
+                expense_id=expense_id,
+                workflow_id=workflow_id,
+                owns_workflow=workflow_id is not None,
+                created_at=now,
+            )
+            _record(AuditEntry.Event.CREATED, expense, actor=actor, route=route, now=now)
+    except IntegrityError:
+        taken = _already_exists(expense_id, workflow_id)
+        same = taken.expense.expense_id == expense_id and taken.expense.workflow_id == workflow_id
+        if workflow_id is None or not same:
+            raise taken from None
+        return taken.expense
+    log.info("%s created by %s", expense_id, actor.name)
+    return expense
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """What an employee says of an expense; `amount` in units of `currency` (ISO 4217)."""
+
+    amount: Decimal
+    currency: str
+    merchant: str = ""
+    category: str = ""
+    description: str = ""
+    incurred_on: date | None = None
+
+
+def submit_expense(
+    expense_id: str,
+    *,
+    details: Details,
+    actor: actors.Actor,
+    route: Route,
+    now: datetime,
+) -> Expense:
+    """Create an expense in a person's name and have its workflow started.
+
+    Raises AlreadyExists.
+    """
+    workflow_id = contracts.expense_workflow_id(expense_id)
+    try:
+        with transaction.atomic():
+            expense = Expense.objects.create(
+                expense_id=expense_id,
+                workflow_id=workflow_id,
+                owns_workflow=True,
+                submitter=actor.user,
+                created_at=now,
+                **vars(details),
+            )
+            _record(AuditEntry.Event.SUBMITTED, expense, actor=actor, route=route, now=now)
+            outbox.enqueue(
+                handlers.START_WORKFLOW,
+                start_key(expense_id),
+                {
+                    "workflow": contracts.EXPENSE_WORKFLOW,
+                    "argument": expense_id,
+                    "workflow_id": workflow_id,
+                    "queue": contracts.EXPENSE_QUEUE,
+                },
+            )
+    except IntegrityError:
+        raise _already_exists(expense_id, workflow_id) from None
+    log.info("%s submitted by %s", expense_id, actor.name)
+    return expense
+
+
+def register_callback(
+    expense: Expense,
+    address: addresses.Address,
+    *,
+    actor: actors.Actor,
+    route: Route,
+    now: datetime,
+) -> None:
+    """Store where the decision on `expense` is to be delivered (E7, X7).
+
+    An expense that belongs to no workflow is bound to the first that is named.
+    Raises NotWaiting, or CallbackRefused, which is audited.
+    """
+    named, inside = address.workflow_id, addresses.ids_in_token(address.token)
+    try:
+        with transaction.atomic(durable=True):
+            waiting = Expense.objects.filter(pk=expense.pk, state=State.CREATED)
+            if named:
+                bound = waiting.filter(Q(workflow_id=named) | Q(workflow_id__isnull=True)).update(
+                    workflow_id=named
+                )
+            else:
+                # An update that changes nothing: it locks the row against a decision.
+                bound = waiting.filter(workflow_id__isnull=True).update(workflow_id=None)
+            if not bound:
+                if not waiting.exists():
+                    raise NotWaiting(f"{expense.expense_id} is decided.")
+                raise CallbackRefused("It names another workflow than the expense's, or none.")
+            if named and inside.workflow_id not in ("", named):
+                raise CallbackRefused("Its token belongs to another workflow than it names.")
+            owners = Expense.objects.exclude(pk=expense.pk).filter(
+                owns_workflow=True, workflow_id__in=filter(None, (named, inside.workflow_id))
+            )
+            if not expense.owns_workflow and owners.exists():
+                raise CallbackRefused("Its workflow is that of another expense.")
+            sealed = address.with_ids_of(inside).sealed()
+            CallbackAddress.objects.update_or_create(
+                expense=expense,
+                defaults={
+                    **sealed,
+                    "token_hash": hashlib.sha256(address.token).hexdigest(),
+                    "registered_at": now,
+                },
+            )
+            _record(AuditEntry.Event.REGISTERED, expense, actor=actor, route=route, now=now)
+    except IntegrityError:
+        refusal = CallbackRefused("Its token or its activity is another expense's.")
+    except CallbackRefused as error:
+        refusal = error
+    else:
+        log.info("%s: callback registered by %s", expense.expense_id, actor.name)
+        return
+    refused(expense.expense_id, f"callback: {refusal}", actor=actor, route=route, now=now)
+    raise refusal
+
+
+def decide_expense(
+    expense: Expense,
+    *,
+    verdict: Verdict,
+    actor: actors.Actor,
+    route: Route,
+    now: datetime,
+    reason: str = "",
+) -> Message | None:
+    """Take the one decision on `expense` (design rule 1).
+
+    Returns the message that tells the waiting workflow; None where none is known, or is yet to be
+    started: its registration is then told the decision.
+    Raises approvals.Refused where the actor may not (audited, but for a missing reason),
+    AlreadyDecided where somebody was first; either way nothing changes.
+    """
+    try:
+        approvals.check_may_decide(
+            actor,
+            verdict=verdict,
+            permission=DECIDE,
+            submitter_id=expense.submitter_id,
+            reason=reason,
+        )
+    except approvals.ReasonMissing:
+        raise
+    except approvals.Refused as refusal:
+        attempt = f"{verdict.label}: {refusal}"
+        refused(expense.expense_id, attempt, actor=actor, route=route, now=now)
+        raise
+    with transaction.atomic(durable=True):
+        decision_id = uuid.uuid4()
+        if not Expense.objects.filter(pk=expense.pk, state=State.CREATED).update(
+            state=_STATE_OF[verdict], decision_id=decision_id
+        ):
+            raise AlreadyDecided(Expense.objects.select_related("decision").get(pk=expense.pk))
+        approvals.record_decision(
+            decision_id,
+            verdict=verdict,
+            subject=SUBJECT,
+            subject_id=expense.expense_id,
+            actor=actor,
+            route=route,
+            reason=reason,
+            now=now,
+        )
+        message = _notify(expense, _VALUE_OF[verdict])
+    log.info("%s %s by %s", expense.expense_id, verdict.label, actor.name)
+    return message
+
+
+def _notify(expense: Expense, value: str) -> Message | None:
+    # Read after the decision took the row: no registration can come between.
+    callback = CallbackAddress.objects.filter(expense=expense).first()
+    key = decision_key(expense.expense_id)
+    if callback is not None:
+        payload = {"address": callback.sealed(), "value": value}
+        return outbox.enqueue(handlers.COMPLETE_ACTIVITY, key, payload)
+    if not expense.owns_workflow or outbox.is_waiting(start_key(expense.expense_id)):
+        return None
+    wait = {
+        "workflow_id": expense.workflow_id,
+        "activity_type": contracts.WAIT_FOR_DECISION,
+        "value": value,
+    }
+    return outbox.enqueue(handlers.COMPLETE_WAIT, key, wait)
+
+
+def record_payment(
+    expense: Expense, *, actor: actors.Actor, route: Route, now: datetime
+) -> LedgerEntry:
+    """Pay an approved expense: APPROVED → COMPLETED and its ledger row (design rule 5).
+
+    A repeat returns the row that is there. Raises NotPayable.
+    """
+    with transaction.atomic(durable=True):
+        payment_id = uuid.uuid4()
+        if not Expense.objects.filter(pk=expense.pk, state=State.APPROVED).update(
+            state=State.COMPLETED, payment_id=payment_id
+        ):
+            paid: LedgerEntry | None = LedgerEntry.objects.filter(expense=expense).first()
+            if paid is None:
+                raise NotPayable(f"{expense.expense_id} is not approved, so it is not paid.")
+            return paid
+        entry: LedgerEntry = LedgerEntry.objects.create(
+            id=payment_id,
+            expense=expense,
+            amount=expense.amount,
+            currency=expense.currency,
+            paid_at=now,
+        )
+        _record(AuditEntry.Event.PAID, expense, actor=actor, route=route, now=now)
+    log.info("%s paid by %s", expense.expense_id, actor.name)
+    return entry
+
+
+def refused(
+    expense_id: str, attempt: str, *, actor: actors.Actor, route: Route, now: datetime
+) -> None:
+    """Put a refused attempt into the audit trail and the log (X3)."""
+    log.warning("%s refused to %s: %s", expense_id, actor.name, attempt)
+    approvals.record_event(
+        AuditEntry.Event.REFUSED,
+        subject=SUBJECT,
+        subject_id=expense_id,
+        actor=actor,
+        route=route,
+        now=now,
+        reason=attempt,
+    )
+
+
+def _already_exists(expense_id: str, workflow_id: str | None) -> AlreadyExists:
+    """Which unique id a new expense shares, and with which expense."""
+    if expense := Expense.objects.filter(expense_id=expense_id).first():
+        return AlreadyExists(
+            expense, f"There is an expense {expense_id} already. Choose another ID."
+        )
+    expense = Expense.objects.filter(workflow_id=workflow_id, owns_workflow=True).latest(
+        "created_at"
+    )
+    return AlreadyExists(
+        expense,
+        f"The workflow {workflow_id} carries {expense} already. Use another workflow id.",
+    )
+
+
+def decision_key(expense_id: str) -> str:
+    """Key of the outbox message that carries the decision to the workflow."""
+    return f"expense-decision:{expense_id}"
+
+
+def start_key(expense_id: str) -> str:
+    """Key of the outbox message that starts the workflow."""
+    return f"expense-start:{expense_id}"
+
+
+def _record(
+    event: AuditEntry.Event,
+    expense: Expense,
+    *,
+    actor: actors.Actor,
+    route: Route,
+    now: datetime,
+) -> None:
+    approvals.record_event(
+        event,
+        subject=SUBJECT,
+        subject_id=expense.expense_id,
+        actor=actor,
+        route=route,
+        now=now,
+    )

@@ -1,0 +1,30 @@
+"""The plain protocol at the root, where its clients expect it, and the REST API."""
+
+from django.urls import include, path, re_path
+
+from access.problems import UnknownPath
+from expenses import api, protocol
+
+_REF = r"(?P<ref>[A-Za-z0-9\-._~:@]{1,100})"
+
+api_v1 = [
+    path("expenses/", api.ExpensesView.as_view()),
+    re_path(rf"^expenses/{_REF}/$", api.ExpenseView.as_view()),
+    re_path(
+        rf"^expenses/{_REF}/(?P<verb>approve|reject|withdraw)/$",
+        api.DecideView.as_view(),
+    ),
+    path("payments/", api.PaymentsView.as_view()),
+    re_path("", UnknownPath.as_view()),
+]
+
+urlpatterns = [
+    path("", protocol.ListView.as_view()),
+    path("list", protocol.ListView.as_view(), name="list"),
+    path("decide", protocol.DecideView.as_view(), name="decide"),
+    path("create", protocol.CreateView.as_view()),
+    path("action", protocol.ActionView.as_view()),
+    path("status", protocol.StatusView.as_view()),
+    path("registerCallback", protocol.RegisterCallbackView.as_view()),
+    path("api/v1/", include(api_v1)),
+]

@@ -1,0 +1,198 @@
+"""Settings: every one comes from the environment, with defaults that run on a laptop.
+
+`manage.py up` keeps the secrets and addresses of a local installation in `<data-dir>/settings.env`;
+it is read here, below the real environment, so that any other command sees the same installation.
+The README lists the variables.
+"""
+
+import logging
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import dotenv
+import environs
+from cryptography.fernet import Fernet
+from csp.constants import NONE, SELF, UNSAFE_EVAL, UNSAFE_INLINE
+from django.core.exceptions import ImproperlyConfigured
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+env = environs.Env()
+DATA_DIR = Path(env.str("EXPENSES_DATA_DIR", str(BASE_DIR / "var"))).resolve()
+# Another name of the address (requirements O11), and as strong.
+if host := os.environ.get("TEMPORAL_HOST"):
+    os.environ.setdefault("TEMPORAL_ADDRESS", host)
+# Into os.environ, where Temporal's own configuration reads it as well.
+dotenv.load_dotenv(DATA_DIR / "settings.env", interpolate=False)
+
+SECRET_KEY = env.str("SECRET_KEY", "")
+# The keys that encrypt callback addresses at rest; the first encrypts, all decrypt (rotation).
+EXPENSES_FERNET_KEYS: list[str] = env.list("EXPENSES_FERNET_KEYS", [])
+for _name in ("SECRET_KEY", "EXPENSES_FERNET_KEYS"):
+    if not globals()[_name]:
+        raise ImproperlyConfigured(
+            f"{_name} is not set. Set it in the environment, or start once with `make up`, "
+            f"which makes the secrets of a local installation in {DATA_DIR}."
+        )
+
+try:
+    for _key in EXPENSES_FERNET_KEYS:
+        Fernet(_key)
+except ValueError:
+    raise ImproperlyConfigured(
+        "EXPENSES_FERNET_KEYS holds something that is no key. Make one with `python -c 'from "
+        "cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'`."
+    ) from None
+
+DEBUG = env.bool("DEBUG", False)
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+CSRF_TRUSTED_ORIGINS: list[str] = env.list("CSRF_TRUSTED_ORIGINS", [])
+
+EXPENSES_PROTOCOL_ACCESS = env.str("EXPENSES_PROTOCOL_ACCESS", "token")
+if EXPENSES_PROTOCOL_ACCESS not in ("token", "open", "off"):
+    raise ImproperlyConfigured(
+        f"EXPENSES_PROTOCOL_ACCESS is {EXPENSES_PROTOCOL_ACCESS!r}; it must be token, open or off."
+    )
+# Threads of a web process; at most half of them may hold a request that waits.
+WEB_THREADS = env.int("WEB_THREADS", 16)
+# Where the worker and the commands find this site.
+EXPENSES_SITE_URL = env.str("EXPENSES_SITE_URL", "http://127.0.0.1:8099").rstrip("/")
+# Where people see a run: an expense's page links there. Empty: no link.
+TEMPORAL_UI_URL = env.str("TEMPORAL_UI_URL", "").rstrip("/")
+TEMPORAL_NAMESPACE = env.str("TEMPORAL_NAMESPACE", "default")
+
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "knox",
+    "csp",
+    "access",
+    "outbox",
+    "approvals",
+    "expenses",
+    "expensesite",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "expensesite.urls"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+DATABASES = {
+    "default": env.dj_db_url("DATABASE_URL", f"sqlite:///{DATA_DIR / 'db.sqlite3'}"),
+}
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    DATABASES["default"] |= {
+        "CONN_MAX_AGE": None,
+        # DEFERRED transactions fail with "database is locked" under concurrent writers (measured:
+        # 121 of 1,200); IMMEDIATE ones wait. synchronous stays FULL, so that a decision outlives
+        # a power cut.
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
+            "init_command": "PRAGMA journal_mode=WAL",
+        },
+    }
+else:
+    _options = DATABASES["default"].setdefault("OPTIONS", {})
+    _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS + 4}
+    DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+LOGIN_REDIRECT_URL = "admin:index"
+
+TIME_ZONE = "UTC"
+
+STATIC_URL = "static/"
+WHITENOISE_USE_FINDERS = True  # no collectstatic step; files are indexed once, at start
+
+# Behind HTTPS: both cookies travel over it only.
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.bool("COOKIES_OVER_HTTPS_ONLY", False)
+# Over plain HTTP browsers do not say that another site sent a request, and the plain protocol
+# changes state by GET; so there another site's links carry no session at all.
+SESSION_COOKIE_SAMESITE = "Lax" if SESSION_COOKIE_SECURE else "Strict"
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [SELF],
+        # The admin's Alpine evaluates its attributes, and Unfold carries a few inline scripts.
+        "script-src": [SELF, UNSAFE_EVAL, UNSAFE_INLINE],
+        "style-src": [SELF, UNSAFE_INLINE],
+        "img-src": [SELF, "data:"],
+        "frame-ancestors": [NONE],
+        "form-action": [SELF],
+        "base-uri": [SELF],
+    }
+}
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "access.authentication.BearerAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["access.parsers.BoundedJSONParser"],
+    "EXCEPTION_HANDLER": "access.problems.exception_handler",
+}
+REST_KNOX = {"TOKEN_TTL": timedelta(days=90), "AUTH_HEADER_PREFIX": "Bearer"}
+
+UNFOLD = {
+    "SITE_TITLE": "Expense approvals",
+    "SITE_HEADER": "Expense approvals",
+    "SITE_FAVICONS": [{"rel": "icon", "href": lambda request: "data:,"}],
+    "SHOW_HISTORY": False,
+    "SHOW_VIEW_ON_SITE": False,
+}
+
+LOG_LEVEL = env.str("LOG_LEVEL", "INFO").upper()
+if LOG_LEVEL not in logging.getLevelNamesMapping():
+    raise ImproperlyConfigured(f"LOG_LEVEL is {LOG_LEVEL!r}; use DEBUG, INFO, WARNING or ERROR.")
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
+    "loggers": {
+        # httpx logs each request's URL at INFO; the worker logs what matters itself.
+        "httpx": {"level": "WARNING"},
+    },
+}

@@ -1,0 +1,12 @@
+"""WSGI entry point: `granian --interface wsgi expensesite.wsgi:application`."""
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "expensesite.settings")
+application = get_wsgi_application()
+
+from outbox import deliverer  # noqa: E402  (needs the apps)
+
+deliverer.activate()

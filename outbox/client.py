@@ -1,0 +1,306 @@
+"""The one home of Temporal calls on the site.
+
+Errors are classified by gRPC status and detail type, never by message. A call that may or may not
+have been applied raises Unreachable: the caller tries again, and NOT_FOUND then asks the server
+what happened.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from temporalio import common
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+)
+from temporalio.envconfig import ClientConfig
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RetryConfig, RPCError, RPCStatusCode
+
+from outbox import addresses
+from outbox.models import Outcome
+
+DEFAULT_ADDRESS = "localhost:7233"
+CALL_SECONDS = 2.0
+
+# Without it the SDK repeats a call to a dead server for 9 s; rpc_timeout counts per attempt.
+_RETRIES = RetryConfig(max_retries=2, max_elapsed_time_millis=2000)
+_ENDED_UNANSWERED = (
+    EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED,
+    EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT,
+    EventType.EVENT_TYPE_ACTIVITY_TASK_CANCELED,
+)
+
+
+# Whether it is the activity with this id and type.
+_Matches = Callable[[str, str], bool]
+
+
+class Unreachable(Exception):
+    """The call had no certain answer; try again. `down` says that the server did not answer at
+    all, so that others need not try now."""
+
+    def __init__(self, text: str, *, down: bool = True) -> None:
+        self.down = down
+        super().__init__(text)
+
+
+class WorkflowFailed(Exception):
+    """The workflow ended without a result; the text is its cause."""
+
+
+def connect_options() -> dict[str, Any]:
+    """Arguments for `Client.connect`, from `TEMPORAL_*` and TOML profiles (envconfig).
+
+    Raises ValueError where a variable or a profile cannot be read.
+    """
+    try:
+        options: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"The TEMPORAL_* settings cannot be read: {error}") from error
+    options.setdefault("target_host", DEFAULT_ADDRESS)
+    return options
+
+
+class Temporal:
+    """Bounded calls over one lazily made connection.
+
+    Make one per process and event loop, after any fork; making it connects to nothing.
+    """
+
+    def __init__(self) -> None:
+        self._client: Client | None = None
+        self._connecting: asyncio.Task[Client] | None = None
+
+    async def client(self) -> Client:
+        """The connected client. Raises Unreachable."""
+        if self._client is None:
+            if self._connecting is None or self._connecting.done():
+                self._connecting = asyncio.create_task(_connect())
+                # Its callers may have given up meanwhile.
+                self._connecting.add_done_callback(
+                    lambda task: task.cancelled() or task.exception()
+                )
+            # One attempt answers all who wait.
+            self._client = await asyncio.shield(self._connecting)
+        return self._client
+
+    async def complete_activity(self, address: addresses.Address, value: str) -> Outcome:
+        """Complete the activity that waits at `address` with `value` (requirements E9).
+
+        The token first; where the server does not know it, by ids, after asking what became of
+        the activity (design rule 3). Raises Unreachable.
+        """
+        try:
+            await self._complete(value, task_token=address.token)
+        except RPCError as error:
+            if error.status is RPCStatusCode.INVALID_ARGUMENT:
+                if not address.workflow_id:
+                    return Outcome.DEAD
+            elif error.status is not RPCStatusCode.NOT_FOUND or (
+                _is_unknown_namespace(error) and not address.workflow_id
+            ):
+                _raise_unreachable(error)
+            return await self._complete_by_ids(address, value)
+        return Outcome.DELIVERED
+
+    async def complete_wait(self, workflow_id: str, activity_type: str, value: str) -> Outcome:
+        """Complete the activity of this type, though nobody registered where it waits.
+
+        A server that is killed may lose the task on its way to the worker; no attempt registers
+        then until this one times out, minutes later. Raises Unreachable.
+        """
+        description = await self._describe(workflow_id)
+        if description is None:
+            return Outcome.UNDELIVERABLE
+        return await self._complete_in(description, lambda _, name: name == activity_type, value)
+
+    async def start_workflow(
+        self, workflow: str, argument: str, *, workflow_id: str, queue: str, exist_ok: bool = True
+    ) -> Outcome:
+        """Start a workflow under its id, anew where the last run failed; ALREADY_COMPLETED where
+        one was completed, or (unless `exist_ok`) runs, under it. Raises Unreachable."""
+        client = await self.client()
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                await client.start_workflow(
+                    workflow,
+                    argument,
+                    id=workflow_id,
+                    task_queue=queue,
+                    id_reuse_policy=common.WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+                    id_conflict_policy=common.WorkflowIDConflictPolicy.USE_EXISTING
+                    if exist_ok
+                    else common.WorkflowIDConflictPolicy.FAIL,
+                )
+        except WorkflowAlreadyStartedError:
+            return Outcome.ALREADY_COMPLETED
+        except (RPCError, RuntimeError, TimeoutError) as error:
+            _raise_unreachable(error)
+        return Outcome.DELIVERED
+
+    async def result(self, workflow_id: str) -> str:
+        """What the workflow returned, however long it takes. Raises WorkflowFailed."""
+        while True:
+            try:
+                return str(await (await self.client()).get_workflow_handle(workflow_id).result())
+            except WorkflowFailureError as error:
+                cause: BaseException = error
+                while cause.__cause__ is not None:
+                    cause = cause.__cause__
+                raise WorkflowFailed(str(cause)) from error
+            except (RPCError, RuntimeError, Unreachable):
+                await asyncio.sleep(1)
+
+    async def _complete(self, value: str, **where: Any) -> None:
+        """Raises RPCError where the server answered, Unreachable where it did not."""
+        handle = (await self.client()).get_async_activity_handle(**where)
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                await handle.complete(value)
+        except (RuntimeError, TimeoutError) as error:
+            _raise_unreachable(error)
+
+    async def _complete_by_ids(self, address: addresses.Address, value: str) -> Outcome:
+        workflow_id, activity_id = address.workflow_id, address.activity_id
+        # Without its run, the ids might name another activity by now.
+        if not (workflow_id and address.run_id and activity_id):
+            return Outcome.UNDELIVERABLE
+        # The current run: after a reset it is not the one that registered.
+        description = await self._describe(workflow_id)
+        if description is None:
+            return Outcome.UNDELIVERABLE
+        if not await self._is_same_chain(description, address.run_id):
+            return Outcome.UNDELIVERABLE
+        return await self._complete_in(description, lambda one, _: one == activity_id, value)
+
+    async def _complete_in(
+        self, description: WorkflowExecutionDescription, is_it: _Matches, value: str
+    ) -> Outcome:
+        """Complete the activity for which `is_it(id, type)`, or tell how it ended."""
+        running = description.status is WorkflowExecutionStatus.RUNNING
+        # A closed workflow still lists the activities that waited when it closed.
+        pending = description.raw_description.pending_activities if running else []
+        for activity in pending:
+            if not is_it(activity.activity_id, activity.activity_type.name):
+                continue
+            try:
+                await self._complete(
+                    value,
+                    workflow_id=description.id,
+                    run_id=description.run_id,
+                    activity_id=activity.activity_id,
+                )
+            except RPCError as error:
+                # NOT_FOUND: somebody completed it since the description. The next attempt asks.
+                _raise_unreachable(error)
+            return Outcome.DELIVERED
+        outcome = await self._outcome_in_history(description, is_it, value)
+        if outcome is None and running:
+            # The wait lies ahead, after a reset say; its registration is then told the decision.
+            raise Unreachable("The workflow does not wait for this activity now.", down=False)
+        return outcome or Outcome.UNDELIVERABLE
+
+    async def _is_same_chain(self, current: WorkflowExecutionDescription, run_id: str) -> bool:
+        """Whether the current run is the one that registered, or stems from it by a reset; not
+        another one that was started later under the same workflow id."""
+        if run_id == current.run_id:
+            return True
+        registered = await self._describe(current.id, run_id)
+        return registered is not None and _first_run_id(registered) == _first_run_id(current)
+
+    async def _describe(
+        self, workflow_id: str, run_id: str | None = None
+    ) -> WorkflowExecutionDescription | None:
+        """The workflow's current run, or that run; None where the server knows none (retention)."""
+        handle = (await self.client()).get_workflow_handle(workflow_id, run_id=run_id)
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                return await handle.describe()
+        except (RPCError, RuntimeError, TimeoutError) as error:
+            if (
+                isinstance(error, RPCError)
+                and error.status is RPCStatusCode.NOT_FOUND
+                and not _is_unknown_namespace(error)
+            ):
+                return None
+            _raise_unreachable(error)
+
+    async def _outcome_in_history(
+        self, description: WorkflowExecutionDescription, is_it: _Matches, value: str
+    ) -> Outcome | None:
+        """How the activity ended, read from the history; None where it has not ended."""
+        client = await self.client()
+        handle = client.get_workflow_handle(description.id, run_id=description.run_id)
+        scheduled: set[int] = set()
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                async for event in handle.fetch_history_events():
+                    attributes = event.activity_task_scheduled_event_attributes
+                    if is_it(attributes.activity_id, attributes.activity_type.name):
+                        scheduled.add(event.event_id)
+                    elif _scheduled_event_id(event) in scheduled:
+                        if event.event_type in _ENDED_UNANSWERED:
+                            return Outcome.UNDELIVERABLE
+                        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
+                            result = event.activity_task_completed_event_attributes.result
+                            # Not decoded: what another client wrote may not be readable here.
+                            same = list(result.payloads) == await client.data_converter.encode(
+                                [value]
+                            )
+                            return Outcome.ALREADY_COMPLETED if same else Outcome.CONFLICT
+        except (RPCError, RuntimeError, TimeoutError) as error:
+            _raise_unreachable(error)
+        return None
+
+
+async def _connect() -> Client:
+    try:
+        options = connect_options()
+        async with asyncio.timeout(CALL_SECONDS):
+            return await Client.connect(**options, retry_config=_RETRIES)
+    except ValueError as error:
+        raise Unreachable(f"The address of Temporal or its settings are wrong: {error}") from error
+    except (RuntimeError, RPCError, TimeoutError) as error:
+        raise Unreachable(f"Temporal at {options['target_host']} does not answer.") from error
+
+
+def _scheduled_event_id(event: HistoryEvent) -> int:
+    """The event that scheduled the activity whose end `event` records; 0 for other events."""
+    kind = event.WhichOneof("attributes")
+    return int(getattr(getattr(event, kind), "scheduled_event_id", 0)) if kind else 0
+
+
+def _first_run_id(description: WorkflowExecutionDescription) -> str:
+    info = description.raw_description.workflow_execution_info
+    return info.first_run_id or description.run_id
+
+
+def _is_unknown_namespace(error: RPCError) -> bool:
+    """The server has another namespace, or was wiped: a configuration error, not an answer."""
+    return any(
+        detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details
+    )
+
+
+def _raise_unreachable(error: Exception) -> NoReturn:
+    if isinstance(error, RPCError):
+        if _is_unknown_namespace(error):
+            raise Unreachable(
+                "Temporal does not know the namespace; check TEMPORAL_ADDRESS and "
+                "TEMPORAL_NAMESPACE.",
+                down=False,
+            ) from error
+        answered = error.status not in (
+            RPCStatusCode.CANCELLED,
+            RPCStatusCode.DEADLINE_EXCEEDED,
+            RPCStatusCode.UNAVAILABLE,
+        )
+        raise Unreachable(f"Temporal answers {error.status.name}.", down=not answered) from error
+    raise Unreachable("Temporal does not answer.") from error

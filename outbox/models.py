@@ -1,0 +1,67 @@
+"""Messages: every effect that leaves the database, written with the change that causes it."""
+
+from concurrent.futures import Future
+
+from django.db import models
+from django.db.models import Q
+
+from access.text import OpaqueIdField
+
+
+class Outcome(models.TextChoices):
+    """How a delivery ended. Nothing else ends it: a message without an outcome is tried again."""
+
+    DELIVERED = "DELIVERED", "delivered"
+    ALREADY_COMPLETED = "ALREADY_COMPLETED", "already there, with the same value"
+    CONFLICT = "CONFLICT", "completed elsewhere with another value"
+    UNDELIVERABLE = "UNDELIVERABLE", "nobody waits for it any more"
+    DEAD = "DEAD", "its address cannot be read"
+
+
+class Message(models.Model):
+    """One effect to deliver at least once.
+
+    `due_at` is also the lease: whoever takes a message pushes it into the future before the work,
+    so that a crash at any line leads to another attempt.
+    """
+
+    kind = models.CharField(max_length=40)
+    # Compared by code point like the ids in it, or a search by id cannot use the index.
+    key = OpaqueIdField(
+        max_length=200, unique=True, help_text="What it is about; one message for each."
+    )
+    payload = models.JSONField()
+    created_at = models.DateTimeField()
+    due_at = models.DateTimeField()
+    attempts = models.PositiveIntegerField(default=0)
+    last_error = models.TextField(blank=True)
+    outcome = models.CharField(max_length=20, choices=Outcome, null=True)  # noqa: DJ001
+    settled_at = models.DateTimeField(null=True)
+
+    # Set on the instance that this process delivers: its report, once settled; None when it is
+    # to be tried again.
+    delivery: "Future[Outcome | None] | None" = None
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="message_outcome_known",
+                condition=Q(outcome__isnull=True) | Q(outcome__in=Outcome.values),
+            ),
+            models.CheckConstraint(
+                name="message_settled_with_outcome",
+                condition=Q(outcome__isnull=True, settled_at__isnull=True)
+                | Q(outcome__isnull=False, settled_at__isnull=False),
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["due_at"], name="message_due", condition=Q(settled_at__isnull=True)
+            ),
+            models.Index(
+                fields=["created_at"], name="message_waiting", condition=Q(settled_at__isnull=True)
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.key)

@@ -1,0 +1,92 @@
+"""The relay: delivers whatever is due, for as long as it runs."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from asgiref.sync import sync_to_async
+from django.db import DatabaseError, close_old_connections
+
+from outbox import client, delivery
+from outbox.models import Message
+
+log = logging.getLogger(__name__)
+
+BATCH = 256
+POLL_SECONDS = 0.25
+PROBE_SECONDS = 1.0
+ALARM_AGE = timedelta(seconds=60)
+ALARM_EVERY = timedelta(seconds=60)
+
+
+class Relay:
+    """Runs steps until stopped. While Temporal does not answer, one message a second asks for
+    all; the others stay due, and go as soon as it is back."""
+
+    def __init__(self) -> None:
+        self._temporal = client.Temporal()
+        self._stopping = asyncio.Event()
+        self._down = False
+        self._alarmed_at: datetime | None = None
+
+    def stop(self) -> None:
+        """Finish the step under way, then return from :meth:`run`."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                delivered = await self.step()
+            except DatabaseError as error:
+                log.error("The database does not answer (%s); trying again.", type(error).__name__)  # noqa: TRY400
+                delivered, pause = 0, PROBE_SECONDS
+            else:
+                pause = PROBE_SECONDS if self._down else POLL_SECONDS
+            if not delivered or self._down:
+                await self._pause(pause)
+
+    async def step(self) -> int:
+        """Lease, deliver and settle one batch; the number of messages tried."""
+        messages = await sync_to_async(self._lease)()
+        if messages:
+            attempts = await asyncio.gather(
+                *(delivery.attempt(self._temporal, message) for message in messages)
+            )
+            told = [attempt.down for attempt in attempts if attempt.down is not None]
+            if told and self._down != any(told):
+                self._down = any(told)
+                log.info("Temporal %s", "does not answer" if self._down else "answers again")
+            await sync_to_async(_settle)(attempts)
+        return len(messages)
+
+    def _lease(self) -> list[Message]:
+        close_old_connections()
+        now = delivery.database_now()
+        self._alarm(now)
+        return delivery.lease_due(now=now, limit=1 if self._down else BATCH)
+
+    def _alarm(self, now: datetime) -> None:
+        if self._alarmed_at is not None and now - self._alarmed_at < ALARM_EVERY:
+            return
+        oldest = delivery.oldest_waiting(now=now)
+        if oldest is not None and oldest[0] >= ALARM_AGE:
+            self._alarmed_at = now
+            log.error(
+                "%s has waited %d s for its delivery, %d attempts; last: %s",
+                oldest[1].key,
+                oldest[0].total_seconds(),
+                oldest[1].attempts,
+                oldest[1].last_error or "none yet",
+            )
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+
+def _settle(attempts: Sequence[delivery.Attempt]) -> None:
+    delivery.settle(attempts, now=delivery.database_now())

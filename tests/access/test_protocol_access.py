@@ -1,0 +1,223 @@
+"""Who may use the plain endpoints, in each access mode (design, Access)."""
+
+from typing import Any
+
+import pytest
+from django.core import checks
+from django.test import Client
+
+from access import groups
+from expenses.models import Expense
+from tests import factories
+from tests.conftest import Unchanged
+
+pytestmark = pytest.mark.django_db
+
+CREATE = "/create?id=new&is_api_call=true"
+APPROVE = "/action?type=approve&id=exp-1"
+DECISION = {"id": "exp-1", "type": "approve"}
+FORBIDDEN = b"ERROR:FORBIDDEN"
+FORWARDING = [
+    *("Forwarded", "Via", "X-Real-IP", "True-Client-IP", "CF-Connecting-IP"),
+    *("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port"),
+    *("X-Forwarded-Scheme", "X-Forwarded-Ssl", "X-Forwarded-Prefix", "X-Original-Forwarded-For"),
+]
+
+
+@pytest.fixture
+def worker() -> dict[str, str]:
+    return factories.bearer(factories.user(groups.WORKER))
+
+
+# Mode token
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(None, "", "\xe9", "Basic d29ya2VyOng=", "Bearer", "Bearer nonsense", "Bearer two words"),
+        *("Bearer \xe9\xff", "Bearer " + "a" * 5000),
+    ],
+    ids=lambda header: ascii(header)[:20],
+)
+def test_no_valid_token(client: Client, unchanged: Unchanged, header: str | None) -> None:
+    """X8: without a valid token nothing changes and nothing is read: 401, for people a page."""
+    factories.expense()
+    headers = {} if header is None else {"Authorization": header}
+    with unchanged():
+        for path in (CREATE, f"{APPROVE}&is_api_call=true", "/status?id=exp-1"):
+            response = client.get(path, headers=headers)
+            assert (response.status_code, response.content) == (401, FORBIDDEN)
+            assert response.headers["WWW-Authenticate"] == "Bearer"
+        for page in ("/list", "/create?id=new"):
+            response = client.get(page, headers=headers)
+            assert (response.status_code, b"Sign in first." in response.content) == (401, True)
+            assert b"exp-1" not in response.content
+        assert client.post("/decide", DECISION, headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize("fault", ["expired", "revoked", "inactive"])
+def test_token_that_was_valid(client: Client, unchanged: Unchanged, fault: str) -> None:
+    """X8: a token ends with its time, its revocation and its user."""
+    person = factories.user(groups.WORKER, is_active=fault != "inactive")
+    token = factories.token(person, days=-1 if fault == "expired" else 1)
+    if fault == "revoked":
+        person.auth_token_set.all().delete()
+    with unchanged():
+        response = client.get(CREATE, headers={"Authorization": f"Bearer {token}"})
+    assert (response.status_code, response.content) == (401, FORBIDDEN)
+
+
+def test_valid_token(client: Client, worker: dict[str, str]) -> None:
+    """X8: a valid token acts with its user's rights."""
+    response = client.get(CREATE, headers=worker)
+    assert (response.status_code, response.content) == (200, b"SUCCEED")
+    assert Expense.objects.get().expense_id == "new"
+
+
+def test_sessions(client: Client, unchanged: Unchanged) -> None:
+    """X8: in API mode a browser's session is ignored; on the page it counts, until its user is
+    no longer active."""
+    person = factories.user(is_superuser=True)
+    client.force_login(person)
+    factories.expense()
+    with unchanged():
+        for path in (CREATE, "/status?id=exp-1"):
+            assert client.get(path).status_code == 401
+        assert client.post("/registerCallback?id=exp-1", {"task_token": "00"}).status_code == 401
+    assert client.get("/create?id=new").status_code == 302
+    person.is_active = False
+    person.save()
+    with unchanged():
+        assert client.get("/list").status_code == 401
+        assert client.get(APPROVE).status_code == 401
+
+
+# Mode open
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8099", "127.0.0.1", "127.0.0.1:8099"])
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1"])
+def test_open_needs_no_login(local: Client, host: str, peer: str) -> None:
+    """X8, design Access: at the local installation nobody signs in."""
+    response = local.get(CREATE, headers={"Host": host}, REMOTE_ADDR=peer)
+    assert response.content == b"SUCCEED"
+    assert local.get("/list", headers={"Host": host}, REMOTE_ADDR=peer).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        *({"REMOTE_ADDR": peer} for peer in ("192.0.2.1", "10.0.0.1", "2001:db8::1", "", "unix")),
+        *({"REMOTE_ADDR": peer} for peer in ("::ffff:192.0.2.1", "127.0.0.1.example")),
+        *({"HTTP_HOST": host} for host in ("expenses.example", "localhost.example", "[::1]:8099")),
+        *({"headers": {name: value}} for name in FORWARDING for value in ("127.0.0.1", "")),
+    ],
+    ids=str,
+)
+def test_open_is_for_this_machine(
+    local: Client, settings: Any, unchanged: Unchanged, elsewhere: dict[str, Any]
+) -> None:
+    """X8: a request from another machine, for another name (rebinding), or through a proxy,
+    whatever it says, is treated as in mode token."""
+    settings.ALLOWED_HOSTS = ["*"]
+    with unchanged():
+        response = local.get(CREATE, **elsewhere)
+        assert (response.status_code, response.content) == (401, FORBIDDEN)
+        assert local.post("/decide", DECISION, **elsewhere).status_code == 401
+
+
+def test_open_not_for_unknown_hosts(local: Client, unchanged: Unchanged) -> None:
+    """X8: a host that the site does not serve is refused as such."""
+    with unchanged():
+        assert local.get(CREATE, HTTP_HOST="evil.example").status_code == 400
+
+
+def test_open_judges_whoever_is_named(
+    local: Client, unchanged: Unchanged, worker: dict[str, str]
+) -> None:
+    """X3, X8: a token or a session is judged as its user, in every mode; a bad token is refused."""
+    factories.expense()
+    with unchanged(refusals=1):
+        assert local.get(f"{APPROVE}&is_api_call=true", headers=worker).status_code == 403
+    with unchanged():
+        assert local.get(APPROVE, headers={"Authorization": "Bearer x"}).status_code == 401
+    local.force_login(factories.user(groups.EMPLOYEE))
+    with unchanged(refusals=1):
+        assert local.get(APPROVE).status_code == 403
+    remote = local.get(CREATE, headers=worker, REMOTE_ADDR="192.0.2.1")
+    assert remote.content == b"SUCCEED"
+
+
+# Mode off
+
+
+def test_off_serves_nobody(client: Client, settings: Any, unchanged: Unchanged) -> None:
+    """X8: switched off, the plain endpoints and their pages are not there; REST is."""
+    settings.EXPENSES_PROTOCOL_ACCESS = "off"
+    root = factories.user(is_superuser=True)
+    client.force_login(root)
+    factories.expense()
+    with unchanged():
+        for headers in ({}, factories.bearer(root)):
+            for path in ("/", "/list", CREATE, "/status?id=exp-1", APPROVE):
+                assert client.get(path, headers=headers).status_code == 404
+            for path in ("/registerCallback?id=exp-1", "/decide"):
+                assert client.post(path, {"task_token": "00"}, headers=headers).status_code == 404
+    assert client.get("/api/v1/expenses/").status_code == 200
+
+
+# Other sites and prefetches
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("Sec-Fetch-Site", "cross-site"),
+        ("Sec-Fetch-Site", "same-site"),
+        ("Sec-Purpose", "prefetch"),
+        ("Sec-Purpose", "prefetch;prerender"),
+        ("Purpose", "prefetch"),
+        ("X-Purpose", "prefetch"),
+        ("X-Moz", "prefetch"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["open", "token"])
+def test_other_sites_change_nothing(
+    local: Client, settings: Any, unchanged: Unchanged, mode: str, header: str, value: str
+) -> None:
+    """X8: what another site, or a prefetch, asks for is refused, whoever it is; reading stays."""
+    settings.EXPENSES_PROTOCOL_ACCESS = mode
+    local.defaults[f"HTTP_{header.upper().replace('-', '_')}"] = value
+    factories.expense()
+    local.force_login(factories.user(is_superuser=True))
+    form = {**DECISION, "task_token": "00"}
+    with unchanged():
+        for kind in ("approve", "reject", "payment"):
+            path = f"/action?type={kind}&id=exp-1"
+            assert local.get(path).status_code == 403
+            response = local.get(f"{path}&is_api_call=true")
+            assert (response.status_code, response.content) == (403, FORBIDDEN)
+        assert local.get("/create?id=new").status_code == 403
+        for path in ("/decide", "/registerCallback?id=exp-1"):
+            assert local.post(path, form).status_code == 403
+    assert local.get("/list").status_code == 200
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+def test_own_pages_and_address_bar(local: Client, site: str) -> None:
+    """X8: the site's own pages, and what a person types, act."""
+    response = local.get(CREATE, headers={"Sec-Fetch-Site": site})
+    assert response.content == b"SUCCEED"
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(("mode", "found"), [("open", ["access.E001"]), ("token", []), ("off", [])])
+def test_check_deploy(settings: Any, mode: str, found: list[str]) -> None:
+    """X8: `check --deploy` reports the open mode as an error; `check` alone does not."""
+    settings.EXPENSES_PROTOCOL_ACCESS = mode
+    for deploy, expected in ((True, found), (False, [])):
+        messages = checks.run_checks(include_deployment_checks=deploy)
+        assert [message.id for message in messages if message.level >= checks.ERROR] == expected

@@ -1,0 +1,62 @@
+"""Fixtures of the whole suite."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.test import Client
+
+from approvals.models import AuditEntry
+from tests import factories
+from tests.servers import TemporalServer
+
+Unchanged = Callable[..., AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="session")
+def temporal_address() -> Iterator[str]:
+    """A Temporal dev server for the whole session; each test has a task queue of its own."""
+    with TemporalServer() as server:
+        yield server.address
+
+
+@pytest.fixture
+def local(settings: Any) -> Client:
+    """The anonymous person at a local installation."""
+    settings.EXPENSES_PROTOCOL_ACCESS = "open"
+    return Client(SERVER_NAME="localhost")
+
+
+@pytest.fixture
+def unchanged() -> Unchanged:
+    """`with unchanged(refusals=1):` writes no row and no message, and audits so many refusals."""
+
+    @contextmanager
+    def check(*, refusals: int = 0) -> Iterator[None]:
+        before = factories.records()
+        last = AuditEntry.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
+        yield
+        assert factories.records() == before
+        events = AuditEntry.objects.filter(pk__gt=last).values_list("event", flat=True)
+        assert list(events) == ["refused"] * refusals
+
+    return check
+
+
+def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What the calls return, made at the same moment in threads of their own; an error raises."""
+    barrier = threading.Barrier(len(calls))
+
+    def run(call: Callable[[], Any]) -> Any:
+        try:
+            barrier.wait()
+            return call()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(run, calls))

@@ -1,0 +1,230 @@
+"""The list page and its buttons, as a browser without JavaScript sees them."""
+
+import re
+from html import unescape
+from urllib.parse import urlencode
+
+import pytest
+from django.test import Client
+
+from access import groups
+from approvals.models import Decision
+from expenses.models import Expense, State
+from outbox.models import Message
+from tests import factories
+from tests.conftest import Unchanged
+
+pytestmark = pytest.mark.django_db
+
+
+def page(client: Client, path: str = "/list", **query: str) -> str:
+    response = client.get(f"{path}?{urlencode(query)}" if query else path)
+    assert response.status_code == 200
+    return response.content.decode()
+
+
+def ids(html: str) -> list[str]:
+    return [unescape(text) for text in re.findall(r'<td class="id">(.*?)</td>', html, re.DOTALL)]
+
+
+def hidden(html: str) -> dict[str, str]:
+    """The hidden fields of the first form, its CSRF token included."""
+    form = re.findall(r'<form[^>]*method="post".*?</form>', html, re.DOTALL)[0]
+    fields = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form)
+    return {name: unescape(value) for name, value in fields}
+
+
+@pytest.fixture
+def browser(local: Client) -> Client:
+    """A browser at the local installation: CSRF is checked."""
+    return Client(enforce_csrf_checks=True, SERVER_NAME="localhost")
+
+
+def test_fixed_parts(local: Client) -> None:
+    """E2: title and heading, the link HOME to /list, and the three columns, on both paths."""
+    for path in ("/", "/list"):
+        html = page(local, path)
+        assert "<title>SAMPLE EXPENSE SYSTEM</title>" in html
+        assert "<h1>SAMPLE EXPENSE SYSTEM</h1>" in html
+        assert '<a href="/list">HOME</a>' in html
+        columns = re.findall(r'<th scope="col">(.*?)</th>', html)
+        assert columns == ["Expense ID", "Status", "Action"]
+        assert ids(html) == []
+
+
+def test_order(local: Client) -> None:
+    """E2, design rule 7: by code point, on every database."""
+    order = ["10", "9", "Z", "_", "a", "ab", "b", "é", "ﬀ", "😀"]
+    for expense_id in reversed(order):
+        factories.expense(expense_id)
+    assert ids(page(local)) == order
+
+
+def test_buttons(local: Client) -> None:
+    """E2: each state by its name; APPROVE in green and REJECT in red on CREATED rows only."""
+    for state in State:
+        factories.expense(f"is-{state.value}", state)
+    rows = dict(re.findall(r'<td class="id">is-(\w+)</td>(.*?)</tr>', page(local), re.DOTALL))
+    assert sorted(rows) == sorted(State.values)
+    button = r'background-color: (#\w+)" name="type" value="(\w+)"[^>]*>(\w+)<'
+    for state, row in rows.items():
+        assert f">{state}</span>" in row
+        expected = [("#4CAF50", "approve", "APPROVE"), ("#f44336", "reject", "REJECT")]
+        assert re.findall(button, row) == (expected if state == "CREATED" else [])
+
+
+@pytest.mark.parametrize(("group", "buttons"), [(groups.APPROVER, 2), (groups.AUDITOR, 0)])
+def test_buttons_for_those_who_may(client: Client, group: str, buttons: int) -> None:
+    """E2, X3: whoever is signed in reads; the buttons are for approvers."""
+    factories.expense()
+    client.force_login(factories.user(group))
+    html = page(client)
+    assert (ids(html), html.count('name="type"')) == (["exp-1"], buttons)
+
+
+def test_markup(local: Client) -> None:
+    """E2: an id is text, on the page, in its form and in the search."""
+    name = '<script>"x"&\'</script>'
+    factories.expense(name)
+    html = page(local, q=name)
+    assert (ids(html), hidden(html)["id"], hidden(html)["q"]) == ([name], name, name)
+    assert '<script>"x' not in html
+
+
+def test_pages_of_100(local: Client) -> None:
+    """E2: pages of 100 by `after`; the last one has no next; the search stays."""
+    names = [f"e&{number:03}" for number in range(201)]
+    now = factories.NOW
+    Expense.objects.bulk_create(Expense(expense_id=name, created_at=now) for name in names)
+    factories.expense("another")
+    seen, following, sizes = [], ["/list?q=E%26"], []
+    while following:
+        html = page(local, unescape(following[0]))
+        seen += ids(html)
+        sizes.append(len(ids(html)))
+        following = re.findall(r'<a href="([^"]*)" rel="next">', html)
+    assert (seen, sizes) == (names, [100, 100, 1])
+
+
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [
+        ("bc", ["ABC", "abc"]),
+        ("%", ["100%"]),
+        ("_", ["a_c"]),
+        ("\\", ["back\\slash"]),
+        (" ", [" space "]),
+        ("é", ["café"]),
+        ("nothing", []),
+    ],
+)
+def test_search(local: Client, search: str, found: list[str]) -> None:
+    """E2: search finds a part of an id, letters of either case, and takes every sign as itself."""
+    for expense_id in ("abc", "ABC", "100%", "a_c", "back\\slash", " space ", "café"):
+        factories.expense(expense_id)
+    assert ids(page(local, q=search)) == found
+
+
+@pytest.mark.parametrize("odd", ["%00", "a%00", "%FF", "%ED%A0%80", "%0A", "%25", "a" * 60_000])
+@pytest.mark.parametrize("name", ["q", "after"])
+def test_odd_bytes(local: Client, unchanged: Unchanged, name: str, odd: str) -> None:
+    """E2: whatever stands in the address or the form is no server error."""
+    factories.expense()
+    with unchanged():
+        assert "<table>" in page(local, f"/list?{name}={odd}")
+        form = f"id=none&type=approve&{name}={odd}"
+        kind = "application/x-www-form-urlencoded"
+        assert local.generic("POST", "/decide", form, kind).status_code == 400
+
+
+def test_version_tells_a_change(local: Client) -> None:
+    """E2: the open page asks for the rows' version; it differs once a state does."""
+    version = re.compile(r'data-version="(\d+)"')
+    factories.expense()
+    before = version.findall(page(local))
+    assert version.findall(page(local)) == before
+    local.post("/decide", {"id": "exp-1", "type": "approve"})
+    assert version.findall(page(local)) != before
+
+
+# The buttons
+
+
+@pytest.mark.parametrize("token", [{}, {"csrfmiddlewaretoken": "x" * 64}])
+def test_no_csrf_token(browser: Client, unchanged: Unchanged, token: dict[str, str]) -> None:
+    """E2, X8: a decision without the page's token, or with another's, is refused."""
+    factories.expense()
+    page(browser)
+    with unchanged():
+        answer = browser.post("/decide", {"id": "exp-1", "type": "approve", **token})
+    assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("form", "sentence"),
+    [
+        ({"id": "nope", "type": "approve"}, "There is no expense nope."),
+        ({"id": "", "type": "approve"}, "This is not an expense id"),
+        ({"id": "exp-1", "type": "payment"}, "type must be"),
+        ({"id": "exp-1", "type": ""}, "type must be"),
+        ({"id": "decided", "type": "reject", "reason": "r"}, "decided was already approved by"),
+        ({"id": "exp-1", "type": "reject", "reason": "x" * 2001}, "The reason has more than 2000"),
+        ({"id": "exp-1", "type": "reject", "reason": "\0"}, "The reason has characters"),
+    ],
+)
+def test_refused_decision(
+    local: Client, unchanged: Unchanged, form: dict[str, str], sentence: str
+) -> None:
+    """E2, E4: a decision that cannot be is a page of 400 with a sentence."""
+    factories.expense()
+    factories.expense("decided", State.APPROVED)
+    with unchanged():
+        answer = local.post("/decide", form)
+    assert answer.status_code == 400
+    assert f'<p role="alert">{sentence}' in answer.content.decode()
+
+
+def test_missing_fields(local: Client, unchanged: Unchanged) -> None:
+    """E8: a form without its fields."""
+    with unchanged():
+        answer = local.post("/decide", {})
+    assert answer.status_code == 422
+    locations = [error["loc"] for error in answer.json()["detail"]]
+    assert locations == [["body", "id"], ["body", "type"]]
+
+
+@pytest.mark.parametrize("reason", ["", "  \n"])
+def test_rejection_asks_why(browser: Client, unchanged: Unchanged, reason: str) -> None:
+    """E2, X3: a rejection without a reason asks for it, keeping the id and the place."""
+    factories.expense(" <b> ")
+    form = hidden(page(browser)) | {"type": "reject", "reason": reason, "q": "<b>", "after": "!"}
+    with unchanged():
+        asked = browser.post("/decide", form)
+    assert asked.status_code == 400
+    kept = hidden(asked.content.decode())
+    token = {"csrfmiddlewaretoken": kept["csrfmiddlewaretoken"]}
+    assert kept == {"id": " <b> ", "type": "reject", "q": "<b>", "after": "!"} | token
+    answer = browser.post("/decide", kept | {"reason": " no receipt "})
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/list?q=%3Cb%3E&after=%21")
+    assert Decision.objects.get().reason == "no receipt"
+
+
+def test_approval(browser: Client) -> None:
+    """E2, E9, X5: one click approves, by the route of the page, and leads back to the place; a
+    second click changes nothing."""
+    factories.expense(callback=factories.address("wf-1"))
+    form = hidden(page(browser)) | {"type": "approve", "q": "é", "after": ""}
+    for _ in range(2):
+        answer = browser.post("/decide", form)
+        assert (answer.status_code, answer.headers["Location"]) == (302, "/list?q=%C3%A9")
+    assert Expense.objects.get().state == "APPROVED"
+    decision = Decision.objects.get()
+    assert (decision.actor, decision.route, decision.reason) == ("local", "page", "")
+    assert Message.objects.get().payload["value"] == "APPROVED"
+
+
+def test_scripts_are_the_page_s_own(local: Client) -> None:
+    """E2, X8: the pages of the protocol run no inline script."""
+    for path in ("/list", "/action?type=approve&id=unknown"):
+        policy = local.get(path).headers["Content-Security-Policy"]
+        assert "script-src 'self';" in f"{policy};"

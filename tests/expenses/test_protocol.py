@@ -1,0 +1,637 @@
+"""The plain-text endpoints, as the spec's clients call them."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote, unquote, urlencode
+
+import pytest
+from django.test import Client
+
+from access import groups
+from approvals.models import AuditEntry, Decision
+from expenses.models import CallbackAddress, Expense, LedgerEntry, State
+from outbox.addresses import Address
+from outbox.models import Message
+from tests import factories
+from tests.conftest import Unchanged, at_once
+
+pytestmark = pytest.mark.django_db
+
+API = {"is_api_call": "true"}
+FORM = "application/x-www-form-urlencoded"
+# What approve, reject and payment make of each state; None: forbidden; the state itself: a repeat.
+TRANSITIONS = {
+    State.CREATED: (State.APPROVED, State.REJECTED, None),
+    State.APPROVED: (State.APPROVED, None, State.COMPLETED),
+    State.REJECTED: (None, State.REJECTED, None),
+    State.WITHDRAWN: (None, None, None),
+    State.COMPLETED: (State.COMPLETED, None, State.COMPLETED),
+}
+CASES = [
+    (before, kind, after)
+    for before, row in TRANSITIONS.items()
+    for kind, after in zip(("approve", "reject", "payment"), row, strict=True)
+]
+ENDPOINTS = [
+    ("GET", "/create?is_api_call=true"),
+    ("GET", "/action?is_api_call=true&type=approve"),
+    ("GET", "/action?is_api_call=true&type=payment"),
+    ("GET", "/status?"),
+    ("POST", "/registerCallback?"),
+]
+PATHS = [
+    *("/", "/list", "/decide", "/create?id=new", "/status?id=exp-1", "/registerCallback?id=exp-1"),
+    *("/action?id=exp-1&type=approve", "/action?id=approved&type=payment"),
+]
+# Percent-encoded, as they travel.
+BAD_IDS = {
+    "empty": "",
+    "blank": "%20%20",
+    "no-break space": "%C2%A0",
+    "101 characters": "a" * 101,
+    "5,000 characters": "a" * 5000,
+    "NUL": "a%00b",
+    "newline": "a%0Ab",
+    "DEL": "a%7F",
+    "C1 control": "a%C2%85",
+    "not UTF-8": "%FF",
+    "U+FFFD": "a%EF%BF%BD",
+    "surrogate": "a%ED%A0%80",
+}
+GOOD_IDS = (" a ", "a" * 100, "😀" * 100, "<b>&amp;</b>", "a/../b?c#d&e=f%2F+", "é", "0")
+
+
+def get(client: Client, path: str, /, **query: str) -> tuple[int, str]:
+    response = client.get(path, query)
+    return response.status_code, response.content.decode()
+
+
+def create(client: Client, expense_id: str, key: str | None = None) -> tuple[int, str]:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    response = client.get("/create", {"id": expense_id, **API}, headers=headers)
+    return response.status_code, response.content.decode()
+
+
+def register(client: Client, expense_id: str, body: dict[str, str]) -> tuple[int, str]:
+    response = client.post(f"/registerCallback?{urlencode({'id': expense_id})}", body)
+    return response.status_code, response.content.decode()
+
+
+# Transitions
+
+
+@pytest.mark.parametrize(("before", "kind", "after"), [c for c in CASES if c[2] in (None, c[0])])
+def test_nothing_to_do(
+    local: Client, unchanged: Unchanged, before: State, kind: str, after: State | None
+) -> None:
+    """E1, E4, X2: what the state forbids answers INVALID_STATE, and 400 with a sentence to people;
+    what happened already answers as success. Neither does anything."""
+    factories.expense(state=before)
+    with unchanged():
+        answer = get(local, "/action", type=kind, id="exp-1", **API)
+        status, page = get(local, "/action", type=kind, id="exp-1")
+    assert answer == (200, "SUCCEED" if after else "ERROR:INVALID_STATE")
+    assert status == (302 if after else 400)
+    assert ('<p role="alert">exp-1 ' in page) is (after is None)
+
+
+@pytest.mark.parametrize("mode", ["", "false", "no", "true"])
+@pytest.mark.parametrize(
+    ("before", "kind", "after"), [c for c in CASES if c[2] not in (None, c[0])]
+)
+def test_transition(local: Client, mode: str, before: State, kind: str, after: State) -> None:
+    """E1, E3, E4, X5: a lawful transition, in API mode (SUCCEED) and else (302 to /list)."""
+    factories.expense(state=before)
+    response = local.get("/action", {"type": kind, "id": "exp-1", "is_api_call": mode})
+    if mode == "true":
+        assert (response.status_code, response.content) == (200, b"SUCCEED")
+        assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
+    else:
+        assert (response.status_code, response.headers["Location"]) == (302, "/list")
+    expense, decision = Expense.objects.get(), Decision.objects.get()
+    assert (expense.state, expense.decision) == (after, decision)
+    if kind == "payment":
+        assert expense.payment == LedgerEntry.objects.get(expense=expense)
+        assert AuditEntry.objects.latest("pk").event == "paid"
+    else:
+        reason = "rejected over the protocol" if kind == "reject" else ""
+        assert (decision.verdict, decision.reason) == (after.value, reason)
+        assert (decision.actor, decision.by, decision.route) == ("local", None, "protocol")
+    assert not Message.objects.exists()  # nobody waits
+
+
+@pytest.mark.parametrize(("kind", "value"), [("approve", "APPROVED"), ("reject", "REJECTED")])
+def test_decision_of_a_waiting_workflow(local: Client, kind: str, value: str) -> None:
+    """E4, E9, X1: its reason is stored, trimmed, and one message, due at once, carries it on."""
+    waiting = factories.address("expense_exp-1")
+    expense = factories.expense(callback=waiting)
+    for reason in (" déjà payé 😀\n", "again"):
+        answer = get(local, "/action", type=kind, id="exp-1", reason=reason, **API)
+        assert answer == (200, "SUCCEED")
+    assert Decision.objects.get().reason == "déjà payé 😀"
+    message = Message.objects.get()
+    assert (message.kind, message.key) == ("complete_activity", "expense-decision:exp-1")
+    assert message.payload == {"address": expense.callback.sealed(), "value": value}
+    assert Address.unseal(message.payload["address"]) == waiting
+    assert (message.due_at, message.outcome) == (message.created_at, None)
+
+
+# Parameters
+
+
+@pytest.mark.parametrize(
+    ("path", "missing"),
+    [
+        ("/create", [["query", "id"]]),
+        ("/action?type=approve", [["query", "id"]]),
+        ("/action?id=exp-1", [["query", "type"]]),
+        ("/action?is_api_call=true", [["query", "type"], ["query", "id"]]),
+        ("/status", [["query", "id"]]),
+        ("/registerCallback", [["query", "id"], ["body", "task_token"]]),
+        ("/registerCallback?id=exp-1", [["body", "task_token"]]),
+    ],
+)
+def test_missing_parameter(
+    local: Client, unchanged: Unchanged, path: str, missing: list[list[str]]
+) -> None:
+    """E8: 422 and the list of what is missing, in both modes."""
+    factories.expense()
+    with unchanged():
+        response = (local.post if path.startswith("/register") else local.get)(path)
+    assert (response.status_code, response.headers["Content-Type"]) == (422, "application/json")
+    assert [error["loc"] for error in response.json()["detail"]] == missing
+    assert {error["msg"] for error in response.json()["detail"]} == {"Field required"}
+
+
+@pytest.mark.parametrize("kind", ["", "APPROVE", "withdraw", "\0", "x" * 5000], ids=ascii)
+def test_invalid_type(local: Client, unchanged: Unchanged, kind: str) -> None:
+    """E4, E8: any other type, the empty one included."""
+    factories.expense()
+    with unchanged():
+        assert get(local, "/action", type=kind, id="exp-1", **API) == (200, "ERROR:INVALID_TYPE")
+        assert get(local, "/action", type=kind, id="exp-1")[0] == 400
+
+
+@pytest.mark.parametrize("reason", ["x" * 2001, "a\0b"])
+def test_unstorable_reason(local: Client, unchanged: Unchanged, reason: str) -> None:
+    """E4, E8: a reason too long or not storable is refused, and the expense waits on."""
+    factories.expense()
+    query = {"type": "reject", "id": "exp-1", "reason": reason}
+    with unchanged():
+        assert get(local, "/action", **query, **API) == (200, "ERROR:INVALID_FORM_DATA")
+        assert get(local, "/action", **query)[0] == 400
+
+
+@pytest.mark.parametrize(("method", "path"), ENDPOINTS)
+@pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS)
+def test_invalid_id(local: Client, unchanged: Unchanged, method: str, path: str, bad: str) -> None:
+    """E4–E8: an id that breaks design rule 7 is INVALID_ID everywhere, 400 for people."""
+    factories.expense()
+    with unchanged():
+        response = local.generic(method, f"{path}&id={bad}", b"task_token=00", FORM)
+        assert (response.status_code, response.content) == (200, b"ERROR:INVALID_ID")
+        if "is_api_call" in path:
+            assert local.get(f"{path.replace('=true', '=false')}&id={bad}").status_code == 400
+
+
+@pytest.mark.parametrize(("method", "path"), ENDPOINTS[1:])
+def test_unknown_id(local: Client, unchanged: Unchanged, method: str, path: str) -> None:
+    """E4, E6, E7: an expense that is not there; ids differ by case, space and normal form."""
+    factories.expense("é")
+    for unknown in ("É", " é", "e\u0301", "<script>"):
+        with unchanged():
+            address = f"{path}&id={quote(unknown)}"
+            response = local.generic(method, address, b"task_token=00", FORM)
+        assert (response.status_code, response.content) == (200, b"ERROR:INVALID_ID")
+    assert "no expense &lt;script&gt;." in get(local, "/action", type="approve", id="<script>")[1]
+
+
+@pytest.mark.parametrize("expense_id", GOOD_IDS)
+def test_opaque_ids(local: Client, expense_id: str) -> None:
+    """E5–E7, design rule 7: an id is kept as it came, never trimmed, through the whole life."""
+    assert create(local, expense_id) == (200, "SUCCEED")
+    assert Expense.objects.get().expense_id == expense_id
+    assert get(local, "/status", id=expense_id) == (200, "CREATED")
+    assert register(local, expense_id, {"task_token": "00"}) == (200, "SUCCEED")
+    for kind in ("approve", "payment"):
+        assert get(local, "/action", id=expense_id, type=kind, **API) == (200, "SUCCEED")
+    assert get(local, "/status", id=expense_id) == (200, "COMPLETED")
+
+
+@pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "POST", "TRACE"])
+def test_other_methods(local: Client, unchanged: Unchanged, method: str) -> None:
+    """E8: only GET (POST for registerCallback and the page's /decide) is served."""
+    factories.expense()
+    factories.expense("approved", State.APPROVED)
+    for path in PATHS:
+        served = "POST" if path.startswith(("/registerCallback", "/decide")) else "GET"
+        with unchanged():
+            response = local.generic("GET" if method == served else method, path)
+        assert (response.status_code, response.headers["Allow"]) == (405, served)
+
+
+# Creation
+
+
+def test_duplicate_id(local: Client, unchanged: Unchanged) -> None:
+    """E5: an id that exists is an error without the key or with another, in each state; a record
+    made without a key is no workflow's by it."""
+    factories.expense("keyless")
+    for state in State:
+        factories.expense(state.value, state, workflow_id=f"wf-{state}")
+    with unchanged():
+        assert create(local, "keyless", "expense_keyless") == (200, "ERROR:ID_ALREADY_EXISTS")
+        for state in State:
+            for key in (None, "expense_other"):
+                assert create(local, state.value, key) == (200, "ERROR:ID_ALREADY_EXISTS")
+            assert get(local, "/create", id=state.value)[0] == 400
+
+
+@pytest.mark.parametrize("key", ["%00", "%FF", "a%0Ab", "%20", "a" * 256])
+def test_malformed_key(local: Client, unchanged: Unchanged, key: str) -> None:
+    """E5: a key that cannot be a workflow id is refused, and no expense is made."""
+    with unchanged():
+        assert create(local, "exp-1", key) == (200, "ERROR:INVALID_FORM_DATA")
+
+
+def test_create(local: Client) -> None:
+    """E5, X5: a new expense in CREATED that belongs to no workflow; UI mode goes to /list."""
+    assert create(local, "a") == (200, "SUCCEED")
+    assert local.get("/create", {"id": "b"}).headers["Location"] == "/list"
+    rows = Expense.objects.values_list("expense_id", "state", "workflow_id", "submitter", "amount")
+    assert list(rows) == [(name, "CREATED", None, None, None) for name in ("a", "b")]
+    events = AuditEntry.objects.order_by("pk").values_list("event", "subject_id", "actor", "route")
+    assert list(events) == [("created", name, "local", "protocol") for name in ("a", "b")]
+    assert not Message.objects.exists()
+
+
+@pytest.mark.parametrize("key", ["expense_exp-1", "expense_%C3%A9%F0%9F%98%80", "a" * 255])
+def test_repeat_with_the_key(local: Client, unchanged: Unchanged, key: str) -> None:
+    """E5, design rule 4: the expense's own workflow meets it again."""
+    assert create(local, "exp-1", key) == (200, "SUCCEED")
+    assert Expense.objects.get().workflow_id == unquote(key)
+    with unchanged():
+        assert create(local, "exp-1", key) == (200, "SUCCEED")
+
+
+def test_submitted_expense_meets_its_workflow(local: Client, unchanged: Unchanged) -> None:
+    """E5: the workflow of an expense that a person submitted finds the record there."""
+    factories.expense("é", submitter=factories.user(groups.EMPLOYEE))
+    with unchanged():
+        assert create(local, "é", "expense_%C3%A9") == (200, "SUCCEED")
+
+
+# Registration
+
+MALFORMED = [
+    *({"task_token": token} for token in ("", "abc", "0g", " 00", "00\n", "0x00", "\u0660\u0661")),
+    *({"task_token": token} for token in ("00\0", "00" * 5000)),
+    *({"task_token": "00", "workflow_id": name} for name in ("a\0", " ", "\ufffd")),
+    {"task_token": "00", "run_id": "a\n"},
+    {"task_token": "00", "activity_id": "a" * 256},
+]
+
+
+@pytest.mark.parametrize("form", MALFORMED, ids=lambda form: ascii(form)[:40])
+def test_malformed_registration(local: Client, unchanged: Unchanged, form: dict[str, str]) -> None:
+    """E7, E8: a token that is not hexadecimal, or ids that are none."""
+    factories.expense()
+    with unchanged():
+        assert register(local, "exp-1", form) == (200, "ERROR:INVALID_FORM_DATA")
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b'{"task_token":"00"}', "application/json", 422),
+        (b"garbage", "multipart/form-data; boundary=x", 422),
+        (b"task_token=%FF", FORM, 200),
+        (b"garbage", "multipart/form-data", 400),
+        (b"&".join([b"a=1"] * 2000), FORM, 400),
+    ],
+)
+def test_strange_body(
+    local: Client, unchanged: Unchanged, body: bytes, kind: str, status: int
+) -> None:
+    """E8: whatever the body is, it is no server error."""
+    factories.expense()
+    with unchanged():
+        response = local.generic("POST", "/registerCallback?id=exp-1", body, kind)
+    assert response.status_code == status
+
+
+@pytest.mark.parametrize("state", [state for state in State if state != State.CREATED])
+def test_registration_of_a_decided_expense(
+    local: Client, unchanged: Unchanged, state: State
+) -> None:
+    """E7: nobody registers for an expense that is decided."""
+    factories.expense(state=state, callback=factories.address("expense_exp-1"))
+    form = factories.form(factories.address("expense_exp-1", attempt=2))
+    with unchanged():
+        assert register(local, "exp-1", form) == (200, "ERROR:INVALID_STATE")
+
+
+def test_registration_is_stored_encrypted(local: Client) -> None:
+    """E7, E10: the token is in no column as it came; upper-case hex and 4 kB are tokens too."""
+    factories.expense()
+    secret = b"\x0a\x02ab-the-secret-token" + b"\xfe" * 4000
+    form = {"task_token": secret.hex().upper(), "workflow_id": "wf é", "run_id": "r"}
+    assert register(local, "exp-1", form) == (200, "SUCCEED")
+    assert Address.unseal(CallbackAddress.objects.get().sealed()) == Address(secret, "wf é", "r")
+    assert get(local, "/action", type="approve", id="exp-1", **API) == (200, "SUCCEED")
+    stored = repr((factories.records(), list(AuditEntry.objects.values()))).lower()
+    for text in (secret.hex(), secret.hex()[:40], "the-secret-token"):
+        assert text not in stored
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_newest_registration_wins(local: Client, named: bool) -> None:
+    """E7, X7: each attempt registers anew; the decision goes to the newest. The first name binds
+    the expense; a plain client, which names none, leaves it unbound."""
+    factories.expense()
+    for attempt in (1, 2):
+        newest = factories.address("wf-1", attempt=attempt, named=named)
+        assert register(local, "exp-1", factories.form(newest)) == (200, "SUCCEED")
+    assert Expense.objects.get().workflow_id == ("wf-1" if named else None)
+    assert get(local, "/action", type="approve", id="exp-1", **API) == (200, "SUCCEED")
+    told = Address.unseal(Message.objects.get().payload["address"])
+    assert told.token == newest.token
+
+
+@pytest.mark.parametrize("bound_by", ["creation", "registration"])
+@pytest.mark.parametrize("named", ["expense_other", "expense_EXP-1", " expense_exp-1", None])
+def test_registration_of_another_workflow(
+    local: Client, unchanged: Unchanged, named: str | None, bound_by: str
+) -> None:
+    """X7: once an expense belongs to a workflow, no other registers, nor one without a name."""
+    if bound_by == "creation":
+        factories.expense(workflow_id="expense_exp-1")
+    else:
+        factories.expense(callback=factories.address("expense_exp-1"))
+    form = {"task_token": "00"} | ({"workflow_id": named} if named else {})
+    with unchanged(refusals=1):
+        assert register(local, "exp-1", form) == (200, "ERROR:INVALID_STATE")
+    refusal = AuditEntry.objects.latest("pk")
+    assert (refusal.subject_id, refusal.actor, refusal.route) == ("exp-1", "local", "protocol")
+    assert refusal.reason.startswith("callback: ")
+
+
+VICTIM = "expense_victim"
+OWN = {"workflow_id": "expense_exp-1", "run_id": "r", "activity_id": "2"}
+ANOTHER = factories.form(factories.address(VICTIM, attempt=2))
+SUBSTITUTIONS = {
+    "the very token, unnamed": factories.form(factories.address(VICTIM, named=False)),
+    "the very token, as its own": {**factories.form(factories.address(VICTIM)), **OWN},
+    "a token of its workflow, unnamed": {"task_token": ANOTHER["task_token"]},
+    "a token of its workflow, as its own": {**ANOTHER, **OWN},
+    "a token of its workflow, with its ids": ANOTHER,
+    # Temporal cannot read the token, and is then told by the ids.
+    "its ids alone": {**ANOTHER, "task_token": "00"},
+}
+
+
+@pytest.mark.parametrize("form", SUBSTITUTIONS.values(), ids=SUBSTITUTIONS)
+@pytest.mark.parametrize(
+    ("bound", "callback"),
+    [
+        (VICTIM, factories.address(VICTIM)),
+        (VICTIM, None),
+        (None, factories.address(VICTIM, named=False)),
+    ],
+    ids=["bound", "bound, not registered", "registered without a name"],
+)
+def test_callback_substitution(
+    local: Client,
+    unchanged: Unchanged,
+    bound: str | None,
+    callback: Address | None,
+    form: dict[str, str],
+) -> None:
+    """X7: deciding one expense can never complete another's activity."""
+    factories.expense("victim", workflow_id=bound, callback=callback)
+    factories.expense()
+    with unchanged(refusals=1):
+        assert register(local, "exp-1", form) == (200, "ERROR:INVALID_STATE")
+
+
+def test_token_of_another_workflow(local: Client, unchanged: Unchanged) -> None:
+    """X7: a registration whose token names another workflow than its form does."""
+    factories.expense(workflow_id="expense_exp-1")
+    form = {**factories.form(factories.address("order-1")), **OWN}
+    with unchanged(refusals=1):
+        assert register(local, "exp-1", form) == (200, "ERROR:INVALID_STATE")
+
+
+def test_second_expense_of_one_workflow(local: Client, unchanged: Unchanged) -> None:
+    """X7: a workflow has one unsettled expense; a key that is another's makes no second one."""
+    factories.expense("victim", workflow_id=VICTIM)
+    with unchanged():
+        status, body = create(local, "exp-1", VICTIM)
+    assert (status, body[:6]) == (200, "ERROR:")
+
+
+def test_workflow_named_before_it_began(local: Client, unchanged: Unchanged) -> None:
+    """X7: whoever names a workflow first keeps its own expense neither from being created nor from
+    being told its decision, and is not told by it."""
+    factories.expense("stranger")
+    guess = {"task_token": "00", "workflow_id": VICTIM, "activity_id": "2"}
+    assert register(local, "stranger", guess) == (200, "SUCCEED")
+    assert create(local, "victim", VICTIM) == (200, "SUCCEED")
+    own = factories.form(factories.address(VICTIM))
+    with unchanged(refusals=1):
+        assert register(local, "stranger", own) == (200, "ERROR:INVALID_STATE")
+    assert register(local, "victim", own) == (200, "SUCCEED")
+
+
+# The order of answers, and what is logged
+
+
+@pytest.mark.parametrize(
+    ("path", "group", "site", "answer"),
+    [
+        ("PUT /create?", None, "cross-site", (405, "")),
+        ("GET /create?", None, "cross-site", (403, "ERROR:FORBIDDEN")),
+        ("GET /create?", None, None, (401, "ERROR:FORBIDDEN")),
+        ("GET /create?", groups.FINANCE, None, (403, "ERROR:FORBIDDEN")),
+        ("GET /create?", groups.WORKER, None, (422, '{"detail"')),
+        ("GET /action?id=%00&type=x&reason=%00", groups.APPROVER, None, (200, "ERROR:INVALID_ID")),
+        ("GET /action?id=a&type=x&reason=%00", groups.APPROVER, None, (200, "ERROR:INVALID_TYPE")),
+        (
+            "GET /action?id=decided&type=reject&reason=%00",
+            groups.APPROVER,
+            None,
+            (200, "ERROR:INVALID_STATE"),
+        ),
+        ("POST /registerCallback?id=%00", groups.WORKER, None, (200, "ERROR:INVALID_ID")),
+        ("POST /registerCallback?id=decided", groups.WORKER, None, (200, "ERROR:INVALID_STATE")),
+    ],
+)
+def test_order_of_answers(
+    client: Client, path: str, group: str | None, site: str | None, answer: tuple[int, str]
+) -> None:
+    """E4, E8, design Access: of several faults, the answer names the first in the order."""
+    factories.expense("a")
+    factories.expense("decided", State.APPROVED)
+    headers = factories.bearer(factories.user(group)) if group else {}
+    headers |= {"Sec-Fetch-Site": site} if site else {}
+    method, _, address = path.partition(" ")
+    before = factories.records()
+    address += "&is_api_call=true"
+    response = client.generic(method, address, b"task_token=x", FORM, headers=headers)
+    assert response.status_code == answer[0]
+    assert response.content.decode().startswith(answer[1])
+    assert factories.records() == before
+
+
+def test_log_without_tokens(local: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """E10: what happens is logged; the token is in no log, page, answer or repr."""
+    for logger in (None, "django", "django.request"):
+        caplog.set_level(logging.DEBUG, logger)
+    waiting = factories.address("wf-1")
+    other = factories.expense("other", callback=factories.address("wf-2"))
+    form, bad = factories.form(waiting), {"task_token": f"{waiting.token.hex()}x"}
+    answers: list[Any] = [create(local, "exp-1")]
+    registrations = (("exp-1", form), ("exp-1", bad), ("other", form))
+    answers += [register(local, name, body) for name, body in registrations]
+    for kind in ("approve", "reject", "payment"):
+        answers += [get(local, "/action", id="exp-1", type=kind, **mode) for mode in (API, {})]
+    answers += [get(local, "/list"), waiting, other.callback, str(other.callback)]
+    lines = [record.getMessage() for record in caplog.records]
+    assert {
+        "exp-1 created by local",
+        "exp-1: callback registered by local",
+        "exp-1 approved by local",
+        "exp-1 paid by local",
+        "other refused to local: callback: It names another workflow than the expense's, or none.",
+    } <= set(lines)
+    everything = f"{lines}{answers}{caplog.text}"
+    for secret in (waiting.token.hex(), repr(waiting.token)[2:-1], "e0b9c8de-namespace"):
+        assert secret not in everything
+
+
+@pytest.mark.parametrize("path", ["GET /create", "POST /registerCallback"])
+def test_refusal_forges_no_log_line(
+    client: Client, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    """E10, X3: what a refused client sends cannot look like a line of the log or the trail."""
+    headers = factories.bearer(factories.user(groups.AUDITOR))
+    query = "id=exp-1&is_api_call=true&type=%0A%00forged"
+    response = client.generic(*f"{path}?{query}".split(" "), headers=headers)
+    assert response.status_code == 403
+    lines = [record.getMessage() for record in caplog.records]
+    lines += AuditEntry.objects.values_list("reason", flat=True)
+    assert not [line for line in lines if "\n" in line or "\0" in line]
+
+
+# Races
+
+
+def action(expense_id: str, kind: str) -> Callable[[], str]:
+    query = {"id": expense_id, "type": kind, **API}
+    return lambda: get(Client(SERVER_NAME="localhost"), "/action", **query)[1]
+
+
+def registration(expense_id: str, form: dict[str, str]) -> Callable[[], str]:
+    return lambda: register(Client(SERVER_NAME="localhost"), expense_id, form)[1]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_racing_verdicts(local: Client) -> None:
+    """E11, X1: twelve verdicts at once: one decision, one message, and everybody is told so."""
+    factories.expense(callback=factories.address("wf-1"))
+    kinds = ["approve", "reject"] * 6
+    answers = at_once([action("exp-1", kind) for kind in kinds])
+    verdict = Decision.objects.get().verdict
+    winner = {"APPROVED": "approve", "REJECTED": "reject"}[verdict]
+    assert answers == ["SUCCEED" if kind == winner else "ERROR:INVALID_STATE" for kind in kinds]
+    assert Expense.objects.get().state == verdict
+    assert Message.objects.get().payload["value"] == verdict
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("key", [None, "wf"])
+def test_racing_creations(local: Client, key: str | None) -> None:
+    """E5, E11: twenty creations of one id: one record; with the key, everybody succeeds."""
+    answers = at_once([lambda: create(Client(SERVER_NAME="localhost"), "exp-1", key)[1]] * 20)
+    others = "SUCCEED" if key else "ERROR:ID_ALREADY_EXISTS"
+    assert sorted(answers) == sorted(["SUCCEED", *[others] * 19])
+    assert (Expense.objects.count(), AuditEntry.objects.count()) == (1, 1)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_racing_payments(local: Client) -> None:
+    """E11, X2: twelve payments at once: one ledger row, and each is told that it is paid."""
+    factories.expense(state=State.APPROVED)
+    assert at_once([action("exp-1", "payment")] * 12) == ["SUCCEED"] * 12
+    assert Expense.objects.get().payment == LedgerEntry.objects.get()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_registration_racing_a_decision(local: Client) -> None:
+    """E7, E11, X1: the workflow is told by a message, or by the answer to its registration."""
+    for name in (f"exp-{number}" for number in range(10)):
+        factories.expense(name)
+        form = factories.form(factories.address(f"expense_{name}"))
+        registered, decided = at_once([registration(name, form), action(name, "approve")])
+        assert decided == "SUCCEED"
+        told = Message.objects.filter(key=f"expense-decision:{name}").exists()
+        assert registered == ("SUCCEED" if told else "ERROR:INVALID_STATE")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_racing_registrations_of_one_token(local: Client) -> None:
+    """E11, X7: the same token for ten expenses at once is stored for one of them."""
+    names = [f"exp-{number}" for number in range(10)]
+    for name in names:
+        factories.expense(name)
+    answers = at_once([registration(name, {"task_token": "00ff"}) for name in names])
+    assert sorted(answers) == ["ERROR:INVALID_STATE"] * 9 + ["SUCCEED"]
+    assert CallbackAddress.objects.count() == 1
+    assert AuditEntry.objects.filter(event="refused").count() == 9
+
+
+@pytest.mark.parametrize("workflow_id", ["a\0b", "w" * 300], ids=["NUL", "long"])
+def test_token_with_ids_that_cannot_be_stored(local: Client, workflow_id: str) -> None:
+    """E7: a token alone is stored whatever is inside; ids that no expense can have are left out."""
+    factories.expense()
+    token = factories.task_token(workflow_id)
+    answer = local.post("/registerCallback?id=exp-1", {"task_token": token.hex()})
+    assert answer.content == b"SUCCEED"
+    assert CallbackAddress.objects.get().workflow_id == ""
+
+
+def test_workflow_id_serves_again(local: Client, unchanged: Unchanged) -> None:
+    """E5, X7: a workflow id is reused for another expense once the first is settled, not before;
+    an expense that it did not create cannot name it."""
+    refused = (200, "ERROR:INVALID_STATE")
+    assert create(local, "first", "wf") == (200, "SUCCEED")
+    assert register(local, "first", factories.form(factories.address("wf"))) == (200, "SUCCEED")
+    for step in ("approve", "payment"):
+        with unchanged():
+            assert create(local, "second", "wf") == (200, "ERROR:ID_ALREADY_EXISTS")
+        assert local.get(f"/action?type={step}&id=first&is_api_call=true").content == b"SUCCEED"
+    assert create(local, "second", "wf") == (200, "SUCCEED")
+    factories.expense("stranger")
+    token = factories.task_token("wf", attempt=2).hex()
+    form = {"task_token": token, "workflow_id": "wf", "run_id": "another", "activity_id": "2"}
+    with unchanged(refusals=1):
+        assert register(local, "stranger", form) == refused
+    with unchanged(refusals=1):
+        # The activity that waited for the first.
+        again = factories.form(factories.address("wf", attempt=3))
+        assert register(local, "second", again) == refused
+    assert register(local, "second", form) == (200, "SUCCEED")
+
+
+@pytest.mark.parametrize("path", ["/action?type=approve&id=exp-1", "/create?id=new"])
+def test_link_from_a_mail(client: Client, unchanged: Unchanged, path: str) -> None:
+    """X8: a link that a mail program opens carries the session cookie, and still changes nothing;
+    the answer says where to decide."""
+    factories.expense()
+    client.force_login(factories.user(groups.APPROVER, groups.WORKER))
+    with unchanged():
+        answer = client.get(path, headers={"Sec-Fetch-Site": "none"})
+    assert answer.status_code == 403
+    assert "Decide on the list." in answer.content.decode()
+    assert client.get(path, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 302

@@ -1,0 +1,224 @@
+"""The rules of a decision on each route, and what the services refuse."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import IntegrityError, transaction
+from django.test import Client
+
+from access import actors, groups
+from approvals import services as approvals
+from approvals.models import AuditEntry, Decision, Route, Verdict
+from expenses import services
+from expenses.models import Expense, LedgerEntry, State
+from outbox.models import Message
+from tests import factories
+from tests.conftest import Unchanged
+
+pytestmark = pytest.mark.django_db
+
+WHO: Any = {"actor": actors.LOCAL, "route": Route.PROTOCOL, "now": factories.NOW}
+ROLES = (None, *groups.NAMES)
+# Whose admin shows them no expense of another: there is no row that they could be refused.
+SEE_NONE = (None, groups.EMPLOYEE, groups.WORKER)
+
+
+def in_role(role: str | None) -> User:
+    return factories.user(*([role] if role else []))
+
+
+def signed_in(person: User) -> Client:
+    client = Client()
+    client.force_login(person)
+    return client
+
+
+# Each route asks for a decision as its clients do, and returns the status.
+
+
+def by_admin(person: User, expense: Expense, kind: str) -> int:
+    form = {"action": kind, "_selected_action": str(expense.pk), "reason": "r"}
+    return signed_in(person).post("/admin/expenses/expense/", form).status_code
+
+
+def by_rest(person: User, expense: Expense, kind: str) -> int:
+    client = Client(headers=factories.bearer(person))
+    path = f"/api/v1/expenses/{expense.pk}/{kind}/"
+    return client.post(path, {"reason": "r"}, "application/json").status_code
+
+
+def by_protocol(person: User, expense: Expense, kind: str) -> int:
+    client = Client(headers=factories.bearer(person))
+    query = {"type": kind, "id": expense.expense_id, "is_api_call": "true"}
+    return client.get("/action", query).status_code
+
+
+def by_page(person: User, expense: Expense, kind: str) -> int:
+    form = {"type": kind, "id": expense.expense_id, "reason": "r"}
+    return signed_in(person).post("/decide", form).status_code
+
+
+Ask = Callable[[User, Expense, str], int]
+# The statuses: done, and refused. The admin answers both with its list and a message.
+ROUTES: dict[Route, tuple[Ask, int, tuple[int, ...]]] = {
+    Route.ADMIN: (by_admin, 302, (200, 302, 403)),
+    Route.REST: (by_rest, 200, (403,)),
+    Route.PROTOCOL: (by_protocol, 200, (403,)),
+    Route.PAGE: (by_page, 302, (403,)),
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("kind", ["approve", "reject"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_who_may_decide(unchanged: Unchanged, route: Route, kind: str, role: str | None) -> None:
+    """X3, X5: approvers alone decide, on every route; each refusal is audited with its route."""
+    ask, done, refused = ROUTES[route]
+    person = in_role(role)
+    expense = factories.expense(callback=factories.address("wf-1"))
+    if role == groups.APPROVER:
+        assert ask(person, expense, kind) == done
+        decision = Decision.objects.get()
+        assert (decision.by, decision.actor) == (person, person.username)
+        assert (decision.route, Message.objects.count()) == (route, 1)
+        return
+    audited = not (route == Route.ADMIN and role in SEE_NONE)
+    with unchanged(refusals=int(audited)):
+        assert ask(person, expense, kind) in refused
+    if audited:
+        entry = AuditEntry.objects.latest("pk")
+        assert (entry.by, entry.route, entry.subject_id) == (person, route, "exp-1")
+
+
+@pytest.mark.parametrize("superuser", [False, True])
+@pytest.mark.parametrize("kind", ["approve", "reject"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_nobody_decides_their_own(
+    unchanged: Unchanged, route: Route, kind: str, superuser: bool
+) -> None:
+    """X3: self-approval is refused and audited on every route, superusers included."""
+    ask, _, refused = ROUTES[route]
+    person = factories.user(groups.EMPLOYEE, groups.APPROVER, is_superuser=superuser)
+    expense = factories.expense(submitter=person)
+    with unchanged(refusals=1):
+        assert ask(person, expense, kind) in refused
+    entry = AuditEntry.objects.latest("pk")
+    assert (entry.by, entry.route) == (person, route)
+    assert entry.reason.endswith("Nobody decides their own request; ask another approver.")
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("path", ["/create?id=new", "/action?id=paid&type=payment"])
+def test_who_may_carry(client: Client, unchanged: Unchanged, path: str, role: str | None) -> None:
+    """X3, X8: the worker alone creates, registers and pays; refusals are audited. Whoever is
+    signed in reads."""
+    factories.expense()
+    factories.expense("paid", State.APPROVED)
+    headers = factories.bearer(in_role(role))
+
+    def ask() -> list[tuple[int, bytes]]:
+        form = {"task_token": "00"}
+        registered = client.post("/registerCallback?id=exp-1", form, headers=headers)
+        answers = (client.get(f"{path}&is_api_call=true", headers=headers), registered)
+        return [(answer.status_code, answer.content) for answer in answers]
+
+    if role == groups.WORKER:
+        assert ask() == [(200, b"SUCCEED")] * 2
+    else:
+        with unchanged(refusals=2):
+            assert ask() == [(403, b"ERROR:FORBIDDEN")] * 2
+    assert client.get("/status?id=exp-1", headers=headers).content == b"CREATED"
+    assert client.get("/list", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+@pytest.mark.parametrize("state", State)
+def test_verdicts(unchanged: Unchanged, state: State, verdict: Verdict) -> None:
+    """E1, E9: only what waits is decided or withdrawn; else AlreadyDecided, and nothing changes."""
+    person = factories.user(groups.EMPLOYEE)
+    callback = factories.address("expense_exp-1")
+    expense = factories.expense(state=state, submitter=person, callback=callback)
+    actor = actors.Actor.of(person) if verdict == Verdict.WITHDRAWN else actors.LOCAL
+    who = {**WHO, "actor": actor, "reason": "r"}
+    if state == State.CREATED:
+        message = services.decide_expense(expense, verdict=verdict, **who)
+        expense.refresh_from_db()
+        assert expense.state == expense.decision.verdict == verdict.value
+        assert message.payload["value"] == {"WITHDRAWN": "CANCELLED"}.get(verdict, verdict)
+    else:
+        stands = "APPROVED" if state == State.COMPLETED else state.value
+        with unchanged(), pytest.raises(services.AlreadyDecided) as error:
+            services.decide_expense(expense, verdict=verdict, **who)
+        assert error.value.verdict == stands
+
+
+def test_only_the_submitter_withdraws(unchanged: Unchanged) -> None:
+    """E1, X3: not the anonymous person, nor a superuser."""
+    expense = factories.expense(submitter=factories.user(groups.EMPLOYEE))
+    for actor in (actors.LOCAL, actors.Actor.of(factories.user(is_superuser=True))):
+        with unchanged(refusals=1), pytest.raises(approvals.NotPermitted):
+            services.decide_expense(expense, verdict=Verdict.WITHDRAWN, **{**WHO, "actor": actor})
+
+
+def test_stale_expense(unchanged: Unchanged) -> None:
+    """E11, design rule 1: what the caller read before does not count; the row does."""
+    stale = factories.expense()
+    services.decide_expense(Expense.objects.get(), verdict=Verdict.APPROVED, **WHO)
+    assert stale.state == "CREATED"
+    with unchanged():
+        with pytest.raises(services.AlreadyDecided):
+            services.decide_expense(stale, verdict=Verdict.REJECTED, reason="r", **WHO)
+        with pytest.raises(services.NotWaiting):
+            services.register_callback(stale, factories.address("wf-1"), **WHO)
+    entry = services.record_payment(stale, **WHO)
+    assert (entry.expense, entry.paid_at) == (stale, factories.NOW)
+    assert Expense.objects.get().payment == LedgerEntry.objects.get()
+
+
+def test_submission_whose_workflow_is_taken(unchanged: Unchanged) -> None:
+    """X7: no second expense comes to own the workflow of another."""
+    factories.expense("other", workflow_id="expense_exp-1")
+    with unchanged(), pytest.raises(services.AlreadyExists):
+        services.submit_expense("exp-1", details=factories.DETAILS, **WHO)
+
+
+# One transaction
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "broken", ["approvals.services.record_decision", "outbox.services.enqueue"]
+)
+def test_decision_is_one_transaction(
+    unchanged: Unchanged, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """X1, design rule 1: where a part of a decision fails, none of it happened."""
+    expense = factories.expense(callback=factories.address("wf-1"))
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise IntegrityError
+
+    monkeypatch.setattr(broken, fail)
+    with unchanged(), pytest.raises(IntegrityError):
+        services.decide_expense(expense, verdict=Verdict.APPROVED, **WHO)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_decision_refuses_an_outer_transaction(unchanged: Unchanged) -> None:
+    """X1: a decision is durable when its service returns, so no transaction is around it."""
+    expense = factories.expense()
+    with unchanged(), transaction.atomic(), pytest.raises(RuntimeError, match="durable"):
+        services.decide_expense(expense, verdict=Verdict.APPROVED, **WHO)
+
+
+def test_decision_before_the_registration() -> None:
+    """X1, W7: the decision on an expense of a workflow goes to the workflow's wait, registered or
+    not; where the workflow is yet to be started, or there is none, it is told when it asks."""
+    factories.expense("carried", State.APPROVED, workflow_id="wf")
+    factories.expense("submitted", State.REJECTED, submitter=factories.user(groups.EMPLOYEE))
+    factories.expense("plain", State.APPROVED)
+    sent = Message.objects.exclude(kind="start_workflow").values_list("key", "kind", "payload")
+    wait = {"workflow_id": "wf", "activity_type": "wait_for_decision_activity", "value": "APPROVED"}
+    assert list(sent) == [("expense-decision:carried", "complete_wait", wait)]

@@ -1,0 +1,102 @@
+"""What tests start from: people with their rights, expenses in each state, callback addresses."""
+
+import itertools
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from django.contrib.auth.models import Group, User
+from django.db.models import Model
+from knox.models import AuthToken
+
+from access import actors, groups
+from approvals.models import Decision, Route, Verdict
+from expenses import services
+from expenses.models import CallbackAddress, Expense, LedgerEntry, State
+from outbox.addresses import Address
+from outbox.models import Message
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+DETAILS = services.Details(amount=Decimal("12.50"), currency="EUR", merchant="Café")
+_serial = itertools.count(1)
+
+
+def user(*group_names: str, **fields: Any) -> User:
+    """A person of the staff, in these groups."""
+    fields.setdefault("username", f"{'-'.join(group_names).lower() or 'nobody'}-{next(_serial)}")
+    created = User.objects.create_user(is_staff=True, **fields)
+    created.groups.set(Group.objects.filter(name__in=group_names))
+    return created
+
+
+def token(owner: User, *, days: int = 1) -> str:
+    text: str = AuthToken.objects.create(owner, expiry=timedelta(days=days))[1]
+    return text
+
+
+def bearer(owner: User) -> dict[str, str]:
+    """The headers of a request in the name of `owner`."""
+    return {"Authorization": f"Bearer {token(owner)}"}
+
+
+def expense(
+    expense_id: str = "exp-1",
+    state: State = State.CREATED,
+    *,
+    submitter: User | None = None,
+    workflow_id: str | None = None,
+    callback: Address | None = None,
+    now: datetime = NOW,
+) -> Expense:
+    """An expense in `state`; submitted with an amount where it has a submitter (a withdrawn one
+    always has), else created by a plain client."""
+    who: dict[str, Any] = {"actor": actors.LOCAL, "route": Route.PROTOCOL, "now": now}
+    if state == State.WITHDRAWN and submitter is None:
+        submitter = user(groups.EMPLOYEE)
+    if submitter:
+        who["actor"] = actors.Actor.of(submitter)
+        made = services.submit_expense(expense_id, details=DETAILS, **who)
+    else:
+        made = services.create_expense(expense_id, workflow_id=workflow_id, **who)
+    if callback:
+        services.register_callback(made, callback, **who)
+    if state not in (State.CREATED, State.WITHDRAWN):
+        who["actor"] = actors.LOCAL
+    if state != State.CREATED:
+        verdict = Verdict.APPROVED if state == State.COMPLETED else Verdict(state.value)
+        services.decide_expense(made, verdict=verdict, reason="as made", **who)
+    if state == State.COMPLETED:
+        services.record_payment(made, **who)
+    made.refresh_from_db()
+    return made
+
+
+def task_token(workflow_id: str, *, activity_id: str = "2", attempt: int = 1) -> bytes:
+    """A token as the server makes them: namespace, workflow and run id, scheduled event, attempt,
+    activity id."""
+
+    def text(number: int, value: str) -> bytes:
+        size = len(value.encode())
+        length = [size] if size < 128 else [size & 127 | 128, size >> 7]
+        return bytes([number << 3 | 2, *length]) + value.encode()
+
+    ids = text(1, "e0b9c8de-namespace") + text(2, workflow_id) + text(3, "5f3f0d57-run")
+    return ids + bytes([4 << 3, 5, 5 << 3, attempt]) + text(6, activity_id)
+
+
+def address(workflow_id: str, *, attempt: int = 1, named: bool = True) -> Address:
+    """Of a waiting activity; `named` says whether its ids are registered beside the token."""
+    ids = {"workflow_id": workflow_id, "run_id": "5f3f0d57-run", "activity_id": "2"}
+    return Address(task_token(workflow_id, attempt=attempt), **(ids if named else {}))
+
+
+def form(of: Address) -> dict[str, str]:
+    """The body by which a worker registers `of`."""
+    ids = {name: getattr(of, name) for name in ("workflow_id", "run_id", "activity_id")}
+    return {"task_token": of.token.hex()} | {name: value for name, value in ids.items() if value}
+
+
+def records() -> dict[type[Model], list[dict[str, Any]]]:
+    """Every row that an operation on expenses may write, but the audit trail."""
+    models = (Expense, Decision, LedgerEntry, CallbackAddress, Message)
+    return {model: list(model._base_manager.order_by("pk").values()) for model in models}

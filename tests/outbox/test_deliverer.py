@@ -1,0 +1,216 @@
+"""Delivery at commit and by the relay, with a real database and a real Temporal server."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import connections, transaction
+from django.utils import timezone
+from temporalio.client import Client
+
+from outbox import deliverer, delivery, handlers, relay, services
+from outbox.addresses import Address
+from outbox.models import Message, Outcome
+from tests.outbox.conftest import Waiter, waiter
+from tests.servers import TemporalServer, eventually
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+async def _close_connections() -> AsyncIterator[None]:
+    """Of the thread in which asynchronous code uses the database."""
+    yield
+    await sync_to_async(connections.close_all)()
+
+
+@pytest.fixture
+def delivering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process delivers at commit, as a web process does."""
+    monkeypatch.setattr(deliverer, "_active", True)
+    monkeypatch.setattr(deliverer, "_deliverer", None)
+    yield
+    if deliverer._deliverer is not None:
+        running = deliverer._deliverer[1]
+        running._database.submit(connections.close_all).result()
+        running._database.shutdown()
+        running._loop.call_soon_threadsafe(running._loop.stop)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TemporalServer]:
+    """A server of the test's own, to freeze and kill."""
+    server = TemporalServer(tmp_path)
+    monkeypatch.setenv("TEMPORAL_ADDRESS", server.address)
+    server.start()
+    yield server
+    server.kill()
+
+
+def enqueue(address: Address, key: str = "k", value: str = "APPROVED") -> Message:
+    payload = {"address": address.sealed(), "value": value}
+    with transaction.atomic():
+        return services.enqueue(handlers.COMPLETE_ACTIVITY, key, payload)
+
+
+def outcome(key: str = "k") -> str | None:
+    return Message.objects.get(key=key).outcome
+
+
+async def test_delivered_at_commit(
+    delivering: None, waiting: Waiter, temporal_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Design rule 2: the web process delivers what it commits, and settles it."""
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal_address)
+    wait = await waiting()
+    address = await wait.address()
+
+    def decide() -> tuple[Outcome | None, list[Outcome | None]]:
+        message = enqueue(address)
+        assert message.due_at - message.created_at == services.COMMIT_LEASE
+        assert message.delivery is not None
+        return message.delivery.result(20), services.wait_for_report([message])
+
+    assert await sync_to_async(decide)() == (Outcome.DELIVERED, [Outcome.DELIVERED])
+    assert await wait.handle.result() == "APPROVED"
+    assert await sync_to_async(outcome)() == Outcome.DELIVERED
+
+
+def test_rolled_back_is_not_delivered(delivering: None) -> None:
+    """X1: no effect leaves the database before its transaction commits."""
+    with pytest.raises(RuntimeError), transaction.atomic():
+        message = services.enqueue(handlers.COMPLETE_ACTIVITY, "k", {"address": {}})
+        raise RuntimeError
+    assert message.delivery is None
+    assert not Message.objects.exists()
+
+
+def test_without_a_deliverer_the_relay_has_it_at_once() -> None:
+    """Design rule 2: a process that does not deliver leaves the message due."""
+    message = enqueue(Address(b"t"))
+    assert message.due_at == message.created_at
+    assert message.delivery is None
+    assert services.wait_for_report([message]) == [None]
+
+
+def test_a_frozen_server_holds_nobody_up(delivering: None, server: TemporalServer) -> None:
+    """X1, design rule 2: the commit does not wait for Temporal; once it is known to be silent,
+    nobody waits for a report, and the relay has the next message at once."""
+    server.signal(signal.SIGSTOP)
+    first = enqueue(Address(b"garbage"), "first")
+    assert first.delivery is not None
+    assert not first.delivery.done()
+    assert services.wait_for_report([first]) == [None]
+    assert first.delivery.result(20) is None
+    assert outcome("first") is None
+    assert not deliverer.is_ready()
+    second = enqueue(Address(b"garbage"), "second")
+    assert second.delivery is None
+    assert second.due_at == second.created_at
+    server.signal(signal.SIGCONT)
+    # The pause ends by itself.
+    eventually(deliverer.is_ready)
+    third = enqueue(Address(b"garbage"), "third")
+    assert third.delivery is not None
+    third.delivery.result(20)
+    eventually(lambda: outcome("third") == Outcome.DEAD)
+
+
+async def test_the_relay_asks_with_one_and_delivers_all(
+    server: TemporalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """X1: with Temporal dead the relay keeps asking, one message at a time; after its return all
+    are delivered by themselves."""
+    async with waiter(await Client.connect(server.address)) as start:
+        waits = [await start() for _ in range(5)]
+        addresses = [await wait.address() for wait in waits]
+        server.kill()
+        for number, address in enumerate(addresses):
+            await sync_to_async(enqueue)(address, str(number))
+        running = relay.Relay()
+        assert await running.step() == 5
+        await sync_to_async(Message.objects.update)(due_at=timezone.now() - timedelta(seconds=1))
+        assert await running.step() == 1
+        # A message that fails without asking Temporal says nothing of it.
+        long_due = timezone.now() - timedelta(hours=1)
+        poison = await Message.objects.acreate(
+            kind="unknown", key="poison", payload={}, created_at=long_due, due_at=long_due
+        )
+        assert [await running.step(), await running.step()] == [1, 1]
+        await poison.adelete()
+        assert await sync_to_async(Message.objects.filter(settled_at=None).count)() == 5
+        server.start()
+        task = asyncio.create_task(running.run())
+        async with asyncio.timeout(60):
+            results = [await wait.handle.result() for wait in waits]
+        running.stop()
+        await task
+    assert results == ["APPROVED"] * 5
+    settled = Message.objects.values_list("outcome", flat=True)
+    # A call that the kill cut off may have been applied.
+    assert set(await sync_to_async(list)(settled)) <= {
+        Outcome.DELIVERED,
+        Outcome.ALREADY_COMPLETED,
+    }
+
+
+async def test_a_poison_row_stops_no_other(
+    waiting: Waiter, temporal_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X1: a message that cannot be delivered waits; the others go."""
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal_address)
+    wait = await waiting()
+    now = timezone.now() - timedelta(seconds=10)
+    await Message.objects.acreate(
+        kind="unknown", key="poison", payload={}, created_at=now, due_at=now
+    )
+    await sync_to_async(enqueue)(await wait.address())
+    assert await relay.Relay().step() == 2
+    assert await wait.handle.result() == "APPROVED"
+    assert await sync_to_async(outcome)("poison") is None
+
+
+async def test_alarm_by_age(caplog: pytest.LogCaptureFixture) -> None:
+    """X6: a message older than a minute raises an alarm in the log, once a minute."""
+    created = timezone.now() - relay.ALARM_AGE - timedelta(seconds=5)
+    await Message.objects.acreate(
+        kind="unknown",
+        key="old",
+        payload={},
+        created_at=created,
+        due_at=timezone.now() + timedelta(hours=1),
+        attempts=7,
+        last_error="Temporal does not answer.",
+    )
+    running = relay.Relay()
+    with caplog.at_level(logging.ERROR, "outbox.relay"):
+        await running.step()
+        await running.step()
+    (alarm,) = [record.getMessage() for record in caplog.records]
+    assert alarm.startswith("old has waited 6")
+    assert alarm.endswith("s for its delivery, 7 attempts; last: Temporal does not answer.")
+
+
+async def test_the_relay_outlives_a_database_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """X1: the relay goes on when the database fails, and says so without a traceback."""
+    from django.db import OperationalError
+
+    running = relay.Relay()
+    answers = iter([OperationalError("database is locked")])
+
+    def now() -> object:
+        if error := next(answers, None):
+            raise error
+        running.stop()
+        return timezone.now()
+
+    monkeypatch.setattr(delivery, "database_now", now)
+    await running.run()
+    assert "The database does not answer (OperationalError)" in caplog.text
