@@ -1,0 +1,154 @@
+"""A site that answers by a script, over real HTTP."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    query: dict[str, str]
+    form: dict[str, str]
+    headers: dict[str, str]
+    """By lower-case name."""
+
+    @property
+    def task_token(self) -> bytes:
+        return bytes.fromhex(self.form["task_token"])
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: "ScriptedSite"
+    protocol_version = "HTTP/1.1"
+    # One packet for an answer: two would wait 40 ms for a delayed acknowledgement.
+    wbufsize = -1
+
+    def do_GET(self) -> None:
+        length = int(self.headers.get("Content-Length", 0))
+        url = urlsplit(self.path)
+        request = Request(
+            method=self.command,
+            path=url.path,
+            query=dict(parse_qsl(url.query, keep_blank_values=True)),
+            form=dict(parse_qsl(self.rfile.read(length).decode(), keep_blank_values=True)),
+            headers={name.lower(): value for name, value in self.headers.items()},
+        )
+        answer = self.server.take(request)
+        if isinstance(answer, str):
+            self.reply(answer)
+        else:
+            answer(self)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def reply(self, body: str, status: int = 200, **headers: str) -> None:
+        payload = body.encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+# A body for 200, or what to do with the request.
+Answer = str | Callable[[Handler], None]
+
+
+def status(code: int, body: str = "", **headers: str) -> Answer:
+    return lambda handler: handler.reply(body, code, **headers)
+
+
+def drop(handler: Handler) -> None:
+    """Close the connection without a reply."""
+    handler.close_connection = True
+
+
+def hang(handler: Handler) -> None:
+    """Say nothing until the site is released."""
+    handler.server.released.wait()
+    handler.reply("SUCCEED")
+
+
+def drip(handler: Handler) -> None:
+    """Send a byte of a long body each 50 ms."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        while not handler.server.released.wait(0.05):
+            handler.wfile.write(b".")
+            handler.wfile.flush()
+    handler.close_connection = True
+
+
+class ScriptedSite(ThreadingHTTPServer):
+    """Answers each path by its script, whose last answer is repeated; SUCCEED without a script."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.requests: list[Request] = []
+        self.released = threading.Event()
+        self._scripts: dict[tuple[str, str | None], list[Answer]] = {}
+        self._lock = threading.Lock()
+
+    def script(self, path: str, *answers: Answer, expense_id: str | None = None) -> None:
+        """The answers of `path`, for one expense or for all that have none of their own."""
+        self._scripts[path, expense_id] = list(answers)
+
+    def take(self, request: Request) -> Answer:
+        with self._lock:
+            self.requests.append(request)
+            answers = (
+                self._scripts.get((request.path, request.query.get("id")))
+                or self._scripts.get((request.path, None))
+                or ["SUCCEED"]
+            )
+            return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    def requests_to(self, path: str, expense_id: str | None = None) -> list[Request]:
+        return [
+            request
+            for request in self.requests
+            if request.path == path and expense_id in (None, request.query.get("id"))
+        ]
+
+
+@contextlib.contextmanager
+def scripted_site() -> Iterator[ScriptedSite]:
+    with ScriptedSite() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.released.set()
+            server.shutdown()
+            thread.join()
+
+
+async def eventually(condition: Callable[[], Result], seconds: float = 15) -> Result:
+    """The first true result of `condition`."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.02)
+    return result

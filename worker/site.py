@@ -1,0 +1,108 @@
+"""The expense site over HTTP, as the activities use it."""
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Final, Self
+
+import httpx
+
+from worker import contracts
+
+logger = logging.getLogger(__name__)
+
+# An attempt of an activity has 10 s (requirements W1); the answer must be known before that.
+TOTAL_SECONDS: Final = 8.0
+CONNECT_SECONDS: Final = 2.0
+READ_SECONDS: Final = 5.0
+
+
+class Site:
+    """One pooled client for the whole worker; use it as an async context manager.
+
+    A client for each activity would build a TLS context each time, which costs 30 ms.
+    Raises ValueError for an address that is not http(s) or that carries credentials, and for a
+    token that cannot stand in a header.
+    """
+
+    def __init__(self, url: str, token: str = "") -> None:
+        try:
+            address = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"EXPENSES_SITE_URL is {url!r}: {error}") from error
+        # Every failure message quotes the address, so a password in it would reach the histories.
+        if address.scheme not in ("http", "https") or not address.host or address.userinfo:
+            raise ValueError(
+                "EXPENSES_SITE_URL must begin with http:// or https:// and carry no user name"
+            )
+        # The HTTP library quotes a header that it refuses.
+        if not (token.isascii() and token.isprintable()):
+            raise ValueError("EXPENSES_SITE_TOKEN has characters that a header cannot carry")
+        self.url = url
+        self._client = httpx.AsyncClient(
+            base_url=address,
+            headers={"Authorization": f"Bearer {token}"} if token else None,
+            follow_redirects=False,
+            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+            # The worker's activity slots bound the connections; a second bound could only queue.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            # The system's certificates (SSL_CERT_FILE is honoured), and no proxy: the token goes
+            # to the site alone.
+            verify=ssl.create_default_context(),
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._client.aclose()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        workflow_id: str,
+        params: Mapping[str, str],
+        data: Mapping[str, str] | None = None,
+    ) -> str:
+        """The body of a 2xx answer, within :data:`TOTAL_SECONDS`.
+
+        Raises httpx.HTTPStatusError for any other status, redirects included, and
+        httpx.TransportError where no answer came. Logs method, path, status and time: never the
+        query, a header or the form, which may carry a task token (requirements E10, W9).
+        """
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(TOTAL_SECONDS):
+                response = await self._client.request(
+                    method,
+                    path,
+                    params=params,
+                    data=data,
+                    headers={"Idempotency-Key": contracts.idempotency_key(workflow_id)},
+                )
+        except (httpx.TransportError, TimeoutError) as error:
+            logger.warning(
+                "%s %s failed after %d ms: %s", method, path, _ms(began), type(error).__name__
+            )
+            if isinstance(error, TimeoutError):
+                # httpx bounds each read; a site that drips bytes is bounded here.
+                raise httpx.ReadTimeout(f"no answer within {TOTAL_SECONDS:g} s") from error
+            raise
+        logger.info("%s %s %d in %d ms", method, path, response.status_code, _ms(began))
+        response.raise_for_status()
+        return response.text
+
+
+def _ms(began: float) -> int:
+    return round((time.monotonic() - began) * 1000)
