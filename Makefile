@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint
+.PHONY: help setup up test lint
 
 UV := $(or $(shell command -v uv 2>/dev/null),$(CURDIR)/.tools/bin/uv)
 PYTHON := .venv/bin/python
@@ -10,6 +10,9 @@ help:  ## explain the targets
 setup:  ## install everything into .venv (and uv into .tools where it is missing)
 	@test -x "$(UV)" || python3 -m pip install --quiet --target .tools uv
 	@"$(UV)" sync --frozen --quiet
+
+up: setup  ## run the product on this machine; ARGS="--port 8099 --data-dir var --seed 5"
+	@exec $(PYTHON) manage.py up $(ARGS)
 
 test: setup  ## run the whole suite; DB=postgres on PostgreSQL; ARGS="-k races -x" for pytest
 	@exec $(PYTHON) $(if $(filter postgres,$(DB)),-m tests.postgres $(PYTHON)) -m pytest -n 2 --dist loadfile $(ARGS)

@@ -20,6 +20,11 @@ def main() -> None:
         if not python.exists() or Path(sys.executable) == python:
             sys.exit("Django is not installed. Run `make setup` first.")
         os.execv(python, [str(python), *sys.argv])
+    if sys.argv[1:2] == ["up"]:
+        # The first start makes the secrets without which Django's settings do not load.
+        from expensesite.management import installation
+
+        installation.prepare(sys.argv[2:])
     if sys.argv[1:2] == ["runworker"]:
         # The worker uses Django as a command line alone: it needs none of the site's secrets.
         for name in ("SECRET_KEY", "EXPENSES_FERNET_KEYS"):

@@ -1,0 +1,375 @@
+"""`manage.py up`: the whole product on this machine, from nothing to ready (design, Processes)."""
+
+import errno
+import http.client
+import json
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from django.conf import settings
+from django.contrib.auth.models import Group, User
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError, connection, transaction
+from django.utils import timezone
+from knox.crypto import create_token_string, hash_token
+from knox.models import AuthToken
+from knox.settings import CONSTANTS, knox_settings
+
+from access import groups
+from expensesite.management import installation
+from expensesite.management.supervisor import Supervisor
+from worker.contracts import EXPENSE_QUEUE
+
+LOOPBACK: Final = "127.0.0.1"
+# How long Temporal keeps a workflow after its end.
+RETENTION: Final = "30d"
+# One idle expense takes 25 ms with them and 200 ms without (design, Speed).
+POLL_RATES: Final = {
+    "history.transferProcessorMaxPollRPS": 2000,
+    "history.timerProcessorMaxPollRPS": 2000,
+    "history.transferProcessorMaxPollHostRPS": 4000,
+}
+# Who is in credentials.json, and their group; None: a superuser.
+GROUPS: Final = {
+    "admin": None,
+    "employee": groups.EMPLOYEE,
+    "approver": groups.APPROVER,
+    "finance": groups.FINANCE,
+    "auditor": groups.AUDITOR,
+    "operator": groups.OPERATOR,
+    "worker": groups.WORKER,
+}
+
+
+class Command(BaseCommand):
+    help = (
+        "Run the product on this machine: a Temporal dev server, the site, the worker and the "
+        "relay. The first start makes the database, the secrets and the users; a later one keeps "
+        "everything. Prints `ready <url>` when all of them answer. Ctrl-C stops them, a second "
+        "Ctrl-C kills them."
+    )
+    requires_system_checks = []
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--host",
+            default=LOOPBACK,
+            help="address that the site listens on (%(default)s); requests from other machines "
+            "need a token, and the names they use go into ALLOWED_HOSTS",
+        )
+        for option, default, what in (
+            ("--port", 8099, "the site"),
+            ("--temporal-port", 7233, "the Temporal server"),
+            ("--temporal-ui-port", 8233, "the Temporal Web UI"),
+        ):
+            parser.add_argument(
+                option, type=int, default=default, metavar="N", help=f"port of {what} ({default})"
+            )
+        installation.add_data_dir(parser)
+        parser.add_argument(
+            "--seed", type=int, default=0, metavar="N", help="start N example expenses when ready"
+        )
+
+    def handle(
+        self,
+        *,
+        host: str,
+        port: int,
+        temporal_port: int,
+        temporal_ui_port: int,
+        seed: int,
+        **options: Any,
+    ) -> None:
+        directory: Path = settings.DATA_DIR
+        if not installation.is_locked():
+            raise CommandError(
+                f"Another `manage.py up` runs on {directory}. Stop it, or name another directory "
+                "with --data-dir."
+            )
+        if seed < 0:
+            raise CommandError("--seed takes a whole number from 0.")
+        temporal = _temporal_cli()
+        address = _free_address(host, port, "--port")
+        _free_address(LOOPBACK, temporal_port, "--temporal-port")
+        _free_address(LOOPBACK, temporal_ui_port, "--temporal-ui-port")
+        if len({port, temporal_port, temporal_ui_port}) < 3:
+            raise CommandError("--port, --temporal-port and --temporal-ui-port must differ.")
+
+        name = _client_name(host)
+        url = f"http://{name}:{port}"
+        ui = f"http://{LOOPBACK}:{temporal_ui_port}"
+        addresses = {
+            "TEMPORAL_ADDRESS": f"{LOOPBACK}:{temporal_port}",
+            "TEMPORAL_NAMESPACE": "default",
+            # Whoever uses Temporal Cloud has a profile that would apply to this server as well.
+            "TEMPORAL_CONFIG_FILE": os.devnull,
+            "TEMPORAL_UI_URL": ui,
+            "EXPENSES_SITE_URL": os.environ["EXPENSES_SITE_URL"] or url,
+            "DATABASE_URL": os.environ["DATABASE_URL"],
+        }
+        installation.record(directory, addresses)
+        os.environ.update(addresses)
+        os.environ.setdefault("ALLOWED_HOSTS", f"localhost,127.0.0.1,[::1],{name}")
+
+        processes = directory / "processes.json"
+        processes.unlink(missing_ok=True)  # of a start that was killed
+
+        self._say(f"Preparing the installation in {directory}")
+        credentials = _set_up(directory)
+        token = {"EXPENSES_SITE_TOKEN": credentials["worker"]["token"]}
+        # The relay says at INFO that it is ready.
+        log_level = "DEBUG" if os.environ.get("LOG_LEVEL") == "DEBUG" else "INFO"
+
+        manage = [sys.executable, str(installation.BASE_DIR / "manage.py")]
+        logs = directory / "logs"
+        with Supervisor(
+            logs=logs,
+            signals=installation.stop_signals(),
+            say=self._say,
+            changed=lambda pids: installation.write_private(processes, json.dumps(pids)),
+        ) as supervisor:
+            self._say("Starting Temporal, the site, the relay and the worker")
+            # They are stopped in the opposite order.
+            supervisor.start(
+                "temporal",
+                _temporal_server(temporal, temporal_port, temporal_ui_port),
+                # It takes a file name as part of a URL: `#` and `?` in a path lose the data.
+                directory=directory,
+            )
+            supervisor.start("web", _site(address, port))
+            relay = supervisor.start(
+                "relay", [*manage, "relay"], environment={"LOG_LEVEL": log_level}
+            )
+            supervisor.start("worker", [*manage, "runworker"], environment=token)
+            answering = {
+                "temporal": lambda: _set_retention(temporal),
+                "web": lambda: _answers(address, port, name),
+                "relay": lambda: "Relay ready" in relay.output(),
+                "worker": lambda: _is_polled(temporal),
+            }
+            if all(
+                supervisor.wait(answers, what=f"{child}; its log is {logs / child}.log")
+                for child, answers in answering.items()
+            ):
+                self._welcome(directory, url, ui, credentials["admin"]["username"])
+                if seed:
+                    self._seed(supervisor, [*manage, "startexpense", "--count", str(seed)])
+                supervisor.wait()
+            self._say("\nStopping the worker, the relay, the site and Temporal")
+        processes.unlink(missing_ok=True)
+        self._say("Stopped")
+
+    def _welcome(self, directory: Path, url: str, ui: str, username: str) -> None:
+        manage = "./manage.py"
+        if directory != installation.BASE_DIR / "var":
+            manage = f"EXPENSES_DATA_DIR={shlex.quote(str(directory))} {manage}"
+        self._say(
+            f"""
+  Site         {url}/list
+  Admin        {url}/admin/
+  Temporal UI  {ui}
+  Sign in      as {username}; the password is in {directory / "credentials.json"}
+  Next         {manage} startexpense lunch-1 --wait
+               and approve it at {url}/admin/expenses/expense/
+"""
+        )
+        self._say(self.style.SUCCESS(f"ready {url}"))
+
+    def _seed(self, supervisor: Supervisor, command: list[str]) -> None:
+        started, output = supervisor.run("seed", command)
+        self._say(output.strip() if started else f"The examples were not started: {output.strip()}")
+
+    def _say(self, text: str) -> None:
+        try:
+            self.stdout.write(text)
+            self.stdout.flush()
+        except OSError:  # the console is gone, and the children must still be stopped
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _temporal_cli() -> str:
+    """The `temporal` of TEMPORAL_CLI_PATH, else the one beside this Python, else on the PATH."""
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    wanted = os.environ.get("TEMPORAL_CLI_PATH") or "temporal"
+    found = shutil.which(wanted, path=os.pathsep.join(places))
+    if found is None:
+        raise CommandError(
+            f"The Temporal CLI ({wanted}) is not there. Run `make setup`, or install it "
+            "(https://docs.temporal.io/cli) and put it on the PATH or into TEMPORAL_CLI_PATH."
+        )
+    return found
+
+
+def _free_address(host: str, port: int, option: str) -> str:
+    """The numeric address of the host. Raises CommandError where the port cannot be listened on."""
+    if not 1 <= port <= 65535:
+        raise CommandError(f"{option} takes a port from 1 to 65535.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
+    except OSError as error:
+        raise CommandError(f"--host {host}: {error.strerror}.") from error
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        if os.name == "posix":  # or a connection of a server that has ended counts as one in use
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise CommandError(f"--host {host} is not an address of this machine.") from error
+            reason = "is in use" if error.errno == errno.EADDRINUSE else f"fails: {error.strerror}"
+            raise CommandError(f"Port {port} {reason}. Choose another with {option}.") from error
+    return str(address[0])
+
+
+def _client_name(host: str) -> str:
+    """What a client on this machine calls the host, as it stands in a URL."""
+    name = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104
+    return f"[{name}]" if ":" in name else name
+
+
+def _temporal_server(temporal: str, port: int, ui_port: int) -> list[str]:
+    return [
+        temporal,
+        "server",
+        "start-dev",
+        "--log-level=error",
+        f"--ip={LOOPBACK}",
+        f"--port={port}",
+        f"--ui-port={ui_port}",
+        "--db-filename=temporal.db",
+        "--sqlite-pragma=journal_mode=WAL",
+        *(f"--dynamic-config-value={key}={rate}" for key, rate in POLL_RATES.items()),
+    ]
+
+
+def _site(address: str, port: int) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "granian",
+        "--interface=wsgi",
+        "--no-ws",
+        f"--host={address}",
+        f"--port={port}",
+        "--workers=2",
+        "--respawn-failed-workers",
+        f"--blocking-threads={settings.WEB_THREADS}",
+        "--workers-kill-timeout=5",
+        f"--working-dir={installation.BASE_DIR}",
+        "expensesite.management.web:application",
+    ]
+
+
+def _set_up(directory: Path) -> dict[str, dict[str, str]]:
+    """Migrate the database and make the users; their credentials, by role."""
+    # A pool has threads, and would try for half a minute to reach a server that is not there.
+    connection.settings_dict["OPTIONS"].pop("pool", None)
+    try:
+        call_command("migrate", verbosity=0, interactive=False)
+        return _make_users(directory / "credentials.json")
+    except DatabaseError as error:
+        raise CommandError(f"The database cannot be used: {error}") from error
+    finally:
+        connection.close()
+
+
+def _make_users(path: Path) -> dict[str, dict[str, str]]:
+    """Make the users and tokens of the credentials file that the database lacks.
+
+    The file is completed where it lacks a user, and not changed otherwise; its content is
+    returned. Raises CommandError where it cannot be read.
+    """
+    made = {role: _new_credentials(role) for role in GROUPS}
+    try:
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        credentials = made | stored
+        sound = all(credentials[role].keys() == made[role].keys() for role in GROUPS)
+    except (ValueError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise CommandError(f"{path} cannot be read. Restore it, or delete it to have new users.")
+    if credentials != stored:
+        installation.write_private(path, json.dumps(credentials, indent=2) + "\n")
+    with transaction.atomic():
+        for role, group in GROUPS.items():
+            _restore_user(group, **credentials[role])
+    return credentials
+
+
+def _new_credentials(role: str) -> dict[str, str]:
+    token = {"token": create_token_string()}
+    if role == "worker":
+        return token
+    # A user of that name whom this installation did not make keeps their password.
+    taken = User.objects.filter(username=role).exists()
+    username = f"{role}-{secrets.token_hex(2)}" if taken else role
+    return {"username": username, "password": secrets.token_urlsafe(12)} | token
+
+
+def _restore_user(
+    group: str | None, *, token: str, username: str = "worker", password: str | None = None
+) -> None:
+    """Make the user and the token if they are missing; otherwise the token lasts anew."""
+    user = User.objects.filter(username=username).first()
+    if user is None:
+        user = User.objects.create_user(
+            username, password=password, is_staff=password is not None, is_superuser=group is None
+        )
+        if group is not None:
+            user.groups.add(Group.objects.get_or_create(name=group)[0])
+    expiry = None if group == groups.WORKER else timezone.now() + knox_settings.TOKEN_TTL
+    # As knox stores a token that it makes itself.
+    AuthToken.objects.update_or_create(
+        digest=hash_token(token),
+        defaults={
+            "token_key": token[: CONSTANTS.TOKEN_KEY_LENGTH],
+            "user": user,
+            "expiry": expiry,
+        },
+    )
+
+
+def _set_retention(temporal: str) -> bool:
+    """Whether Temporal answers; it then keeps closed workflows for :data:`RETENTION`.
+
+    `start-dev` makes its namespace with one day and has no option for it.
+    """
+    return _ask(temporal, "operator", "namespace", "update", "--retention", RETENTION) is not None
+
+
+def _is_polled(temporal: str) -> bool:
+    """Whether a worker asks Temporal for workflow tasks and for activities.
+
+    Temporal knows the pollers of this run of the server only.
+    """
+    answer = _ask(temporal, "task-queue", "describe", "--task-queue", EXPENSE_QUEUE, "-o", "json")
+    pollers = json.loads(answer)["pollers"] if answer else None
+    return {poller["taskQueueType"] for poller in pollers or ()} >= {"workflow", "activity"}
+
+
+def _ask(temporal: str, *command: str) -> str | None:
+    """The CLI's answer from this start's server; None where it failed."""
+    answer = subprocess.run(
+        [temporal, *command, "--command-timeout", "3s"], capture_output=True, text=True, check=False
+    )
+    return answer.stdout if answer.returncode == 0 else None
+
+
+def _answers(address: str, port: int, host: str) -> bool:
+    site = http.client.HTTPConnection(address, port, timeout=3)
+    try:
+        site.request("GET", "/status?id=ready", headers={"Host": f"{host}:{port}"})
+        return site.getresponse().status < 500
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        site.close()

@@ -1,0 +1,420 @@
+"""`manage.py up` as a person runs it: a real subprocess, real servers (design, Processes)."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from expensesite.management.supervisor import Supervisor
+from tests.servers import eventually, free_port
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+ROOT = Path(__file__).resolve().parents[2]
+MANAGE = ROOT / "manage.py"
+TEMPORAL = Path(sys.executable).parent / "temporal"
+OPTIONS = ("--port", "--temporal-port", "--temporal-ui-port")
+CHILDREN = ("temporal", "web", "worker", "relay")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """What a person's shell has; nothing of the suite's own settings."""
+    return {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | more
+
+
+def processes_of(sessions: set[int]) -> dict[int, str]:
+    """The command lines of the processes in these sessions that have not ended."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            after_name = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(after_name[3]) in sessions and after_name[0] != "Z":
+                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+        except (OSError, ValueError, IndexError):
+            continue
+    return found
+
+
+class Up:
+    """One data directory and the `up` that runs on it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.ports = [free_port() for _ in range(3)]
+        self.url = f"http://127.0.0.1:{self.ports[0]}"
+        self.environment = environment(EXPENSES_DATA_DIR=str(directory))
+        self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=5)
+        self.console = directory.with_name(f"{directory.name}.console")
+
+    def command(self, *options: str) -> list[str]:
+        ports = [f"{name}={port}" for name, port in zip(OPTIONS, self.ports, strict=True)]
+        data_dir = f"--data-dir={self.directory}"
+        return [sys.executable, str(MANAGE), "up", *ports, data_dir, *options]
+
+    def start(self, *options: str, under: Sequence[str] = (), **more: str) -> None:
+        """Returns when it has printed `ready <url>`; `under` is a command that runs it."""
+        with self.console.open("w") as console:
+            self.process = subprocess.Popen(
+                [*under, *self.command(*options)],
+                env=environment(**more),
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                cwd="/",
+            )
+        eventually(lambda: "\nready " in self.said() or self.process.poll() is not None, 60)
+        assert f"\nready {self.url}\n" in self.said(), self.said()
+
+    def said(self) -> str:
+        return self.console.read_text()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Stop it; it must end in order and leave nothing behind."""
+        sessions = set(self.pids().values())
+        self.process.send_signal(number)
+        assert self.process.wait(timeout=45) == 0, self.said()
+        assert self.said().splitlines()[-1] == "Stopped"
+        assert processes_of(sessions) == {}
+        assert not (self.directory / "processes.json").exists()
+
+    def pids(self) -> dict[str, int]:
+        pids: dict[str, int] = json.loads((self.directory / "processes.json").read_text())
+        return pids
+
+    def credentials(self) -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = json.loads(
+            (self.directory / "credentials.json").read_text()
+        )
+        return found
+
+    def log(self, name: str) -> str:
+        return (self.directory / "logs" / f"{name}.log").read_text()
+
+    def manage(self, *arguments: str) -> "subprocess.Popen[str]":
+        """Another command in another terminal, told of nothing but the data directory."""
+        return subprocess.Popen(
+            [sys.executable, str(MANAGE), *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def temporal(self, *arguments: str) -> Any:
+        answer = subprocess.run(
+            [TEMPORAL, *arguments, "--address", f"127.0.0.1:{self.ports[1]}", "-o", "json"],
+            env=environment(),
+            capture_output=True,
+            check=False,
+        )
+        return json.loads(answer.stdout) if answer.returncode == 0 else None
+
+    def get(self, path: str, **params: str) -> str:
+        """The body; the exception's name where there is no answer."""
+        try:
+            return self.http.get(path, params=params).text
+        except httpx.TransportError as error:
+            return type(error).__name__
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    running = Up(tmp_path_factory.mktemp("installation") / "a data#dir")
+    try:
+        running.start()
+        yield running
+    finally:
+        running.process.terminate()
+        running.process.wait()
+
+
+def test_first_start_makes_the_files_of_an_installation(up: Up) -> None:
+    """design, Processes: settings, credentials and processes files; secrets are its owner's."""
+    for name in ("settings.env", "credentials.json"):
+        assert stat.S_IMODE((up.directory / name).stat().st_mode) == 0o600
+    credentials = up.credentials()
+    people = {"admin", "employee", "approver", "finance", "auditor", "operator"}
+    assert credentials.keys() == people | {"worker"}
+    assert credentials["worker"].keys() == {"token"}
+    for role in people:
+        assert credentials[role].keys() == {"username", "password", "token"}
+        assert credentials[role]["username"] == role
+
+    assert up.pids().keys() == set(CHILDREN)
+    for pid in up.pids().values():
+        assert os.getsid(pid) == pid
+    settings = (up.directory / "settings.env").read_text()
+    for name in ("SECRET_KEY", "EXPENSES_FERNET_KEYS"):
+        assert re.search(rf"^{name}='.{{40,}}'$", settings, re.MULTILINE)
+    # Neither a stray `runserver` nor a deployment from this directory is open to its machine.
+    assert "EXPENSES_PROTOCOL_ACCESS" not in settings
+
+
+def test_console_says_where_everything_is(up: Up) -> None:
+    """design, Processes: addresses, the sign-in, one next step; no colours where nobody looks."""
+    assert f"{up.url}/list" in up.said()
+    assert f"{up.url}/admin/" in up.said()
+    assert f"http://127.0.0.1:{up.ports[2]}" in up.said()
+    assert str(up.directory / "credentials.json") in up.said()
+    assert "startexpense" in up.said()
+    assert "\x1b" not in up.said()
+
+
+def test_users_sign_in_with_password_and_token(up: Up) -> None:
+    """design, Processes and Access: the file's passwords and tokens are the database's."""
+    for role, entry in up.credentials().items():
+        if role != "worker":
+            with httpx.Client(base_url=up.url, trust_env=False) as browser:
+                browser.get("/admin/login/")
+                signed_in = browser.post(
+                    "/admin/login/",
+                    data={k: entry[k] for k in ("username", "password")}
+                    | {"csrfmiddlewaretoken": browser.cookies["csrftoken"]},
+                )
+                assert signed_in.status_code == 302, role
+    rest = {"Authorization": f"Bearer {up.credentials()['approver']['token']}"}
+    assert up.http.get("/api/v1/expenses/", headers=rest).status_code == 200
+    assert up.http.get("/api/v1/expenses/").status_code == 401
+
+
+def test_temporal_keeps_histories_for_30_days(up: Up) -> None:
+    """design, Processes: retention 30 days."""
+    namespace = up.temporal("operator", "namespace", "describe", "--namespace", "default")
+    assert namespace["config"]["workflowExecutionRetentionTtl"] == "2592000s"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        *(
+            ((f"{option}=PORT",), f"Port PORT is in use. Choose another with {option}.")
+            for option in OPTIONS
+        ),
+        (("--port=0",), "--port takes a port from 1 to 65535."),
+        (("--temporal-ui-port=65536",), "--temporal-ui-port takes a port from 1 to 65535."),
+        (
+            ("--port=2999", "--temporal-port=2999"),
+            "--port, --temporal-port and --temporal-ui-port must differ.",
+        ),
+        (("--seed=-1",), "--seed takes a whole number from 0."),
+        (("--host=host.invalid",), "--host host.invalid: "),
+        (("--data-dir=/dev/null",), "The data directory /dev/null cannot be used: "),
+    ],
+)
+def test_what_a_person_can_fix_is_one_sentence(
+    options: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    """E13; design, Processes: a port in use is named with its option. Nothing is started."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        refused = subprocess.run(
+            Up(tmp_path).command(*(option.replace("PORT", port) for option in options)),
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert refused.returncode == 1
+    assert refused.stderr.removeprefix("CommandError: ").startswith(said.replace("PORT", port))
+    assert refused.stderr.count("\n") == 1
+    assert refused.stdout == ""
+    assert not (tmp_path / "processes.json").exists()
+
+
+def test_one_up_for_a_data_directory(up: Up) -> None:
+    """Two would share a database file of Temporal."""
+    ports = [
+        f"{name}={port}"
+        for name, port in zip(OPTIONS, [free_port() for _ in range(3)], strict=True)
+    ]
+    second = up.manage("up", *ports)
+    said, _ = second.communicate(timeout=20)
+    assert second.returncode == 1
+    assert said.startswith("CommandError: Another `manage.py up` runs on ")
+    assert up.get("/status", id="x") == "ERROR:INVALID_ID"
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_killed_child_is_started_again(up: Up, name: str) -> None:
+    """design, Processes: restarted when it dies, its whole group killed first."""
+    before = up.pids()
+    os.kill(before[name], signal.SIGKILL)
+    eventually(lambda: up.pids()[name] != before[name], seconds=2)
+    assert processes_of({before[name]}) == {}
+    assert {k: v for k, v in up.pids().items() if k != name} == {
+        k: v for k, v in before.items() if k != name
+    }
+
+    # The whole way through all four: a workflow reaches the site, and its decision reaches it.
+    eventually(lambda: up.temporal("operator", "namespace", "describe", "--namespace", "default"))
+    starting = up.manage("startexpense", f"after-{name}")
+    said, _ = starting.communicate(timeout=20)
+    assert starting.returncode == 0, said
+    eventually(lambda: up.get("/status", id=f"after-{name}") == "CREATED")
+    assert up.get("/action", type="approve", id=f"after-{name}", is_api_call="true") == "SUCCEED"
+    eventually(lambda: up.get("/status", id=f"after-{name}") == "COMPLETED")
+
+
+def test_plain_client_creates_and_decides(up: Up) -> None:
+    """E3-E6; design, Access: the local installation answers the spec's clients without a token."""
+    assert up.get("/create", id="plain-1", is_api_call="true") == "SUCCEED"
+    assert up.get("/create", id="plain-1", is_api_call="true") == "ERROR:ID_ALREADY_EXISTS"
+    assert up.get("/action", type="reject", id="plain-1", is_api_call="true") == "SUCCEED"
+    assert up.get("/status", id="plain-1") == "REJECTED"
+
+
+def test_next_step_that_up_prints(up: Up) -> None:
+    """E13, W2: `startexpense --wait` in another terminal ends with COMPLETED once approved."""
+    starting = up.manage("startexpense", "lunch-2", "--wait")
+    eventually(lambda: up.get("/status", id="lunch-2") == "CREATED")
+    assert up.get("/action", type="approve", id="lunch-2", is_api_call="true") == "SUCCEED"
+    said, _ = starting.communicate(timeout=20)
+    assert (starting.returncode, said.splitlines()[-1]) == (0, "COMPLETED"), said
+
+
+def test_commands_of_the_documents(up: Up) -> None:
+    """E13; README and guides: every command in them works as it stands, in their order."""
+    commands = [
+        line
+        for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+        for block in re.findall(r"^```sh\n(.*?)^```", document.read_text(), re.M | re.S)
+        for line in block.splitlines()
+    ]
+    # `make up` runs already, and this is `make test`.
+    makes = [command for command in commands if command.startswith("make ")]
+    assert makes == ["make up", "make test"]
+    others = [command for command in commands if command not in makes]
+    assert len(others) >= 5
+
+    def works(command: str) -> bool:
+        program, *arguments = shlex.split(command.replace("http://127.0.0.1:8099", up.url))
+        if program == "curl":
+            return "ERROR" not in httpx.get(*arguments, trust_env=False).raise_for_status().text
+        assert program == "./manage.py"
+        running = up.manage(*arguments)
+        said, _ = running.communicate(timeout=20)
+        assert running.returncode == 0, said
+        return True
+
+    for command in others:
+        eventually(lambda command=command: works(command))
+    eventually(lambda: up.get("/status", id="lunch-1") == "COMPLETED")
+
+
+def test_decisions_made_while_temporal_is_down_reach_it(up: Up) -> None:
+    """X1, E9: Temporal is killed between decisions; every workflow completes all the same."""
+    ids = [f"down-{number}" for number in range(1, 9)]
+    assert up.manage("startexpense", "down", "--count", "8").wait(timeout=20) == 0
+    eventually(lambda: all(up.get("/status", id=i) == "CREATED" for i in ids))
+    for number, expense_id in enumerate(ids):
+        if number == 4:
+            os.kill(up.pids()["temporal"], signal.SIGKILL)
+        assert up.get("/action", type="approve", id=expense_id, is_api_call="true") == "SUCCEED"
+    eventually(lambda: all(up.get("/status", id=i) == "COMPLETED" for i in ids), seconds=40)
+
+
+def test_second_start_keeps_everything(up: Up) -> None:
+    """W7; design, Processes: a stop leaves no process; a start finds all as it was."""
+    assert up.manage("startexpense", "kept").wait(timeout=20) == 0
+    eventually(lambda: up.get("/status", id="kept") == "CREATED")
+    names = ("credentials.json", "settings.env")
+    before = [(up.directory / name).read_text() for name in names]
+
+    up.stop(signal.SIGINT)
+    up.start()
+    assert [(up.directory / name).read_text() for name in names] == before
+    assert up.get("/action", type="approve", id="kept", is_api_call="true") == "SUCCEED"
+    eventually(lambda: up.get("/status", id="kept") == "COMPLETED")
+
+
+def test_another_database_and_site_address(up: Up) -> None:
+    """design, Processes: DATABASE_URL and EXPENSES_SITE_URL pass through; the credentials file is
+    unchanged by later starts and stays true: its users are made again."""
+    before = up.credentials()
+    site = f"http://localhost:{up.ports[0]}"
+    database = quote(str(up.directory / "another.sqlite3"))
+    up.stop()
+    up.start("--seed=2", DATABASE_URL=f"sqlite:///{database}", EXPENSES_SITE_URL=site)
+    assert up.credentials() == before
+    assert f"Worker ready: queues expense; site {site}\n" in up.log("worker")
+    rest = {"Authorization": f"Bearer {before['admin']['token']}"}
+
+    def expenses() -> list[Any]:
+        page = up.http.get("/api/v1/expenses/", headers=rest)
+        assert page.status_code == 200
+        found: list[Any] = page.json()["results"]
+        return found
+
+    eventually(lambda: len(expenses()) == 2)
+    # Another terminal sees the database in use, with no variables set.
+    said, _ = up.manage("createtoken", "approver").communicate(timeout=20)
+    rest = {"Authorization": f"Bearer {said.strip()}"}
+    assert len(expenses()) == 2
+
+
+def test_children_die_with_a_killed_up(up: Up) -> None:
+    """design, Processes: dying with `up`, granian's own processes too."""
+    sessions = set(up.pids().values())
+    assert len(processes_of(sessions)) == 6
+    up.process.kill()
+    up.process.wait()
+    eventually(lambda: processes_of(sessions) == {}, seconds=2)
+
+
+def test_up_stops_with_a_killed_make(up: Up) -> None:
+    """design, Processes: `make` passes no SIGKILL on, and `up` would go on unseen."""
+    up.start(under=["sh", "-c", 'MAKELEVEL=1 "$@" & wait', "make"])
+    sessions = set(up.pids().values())
+    up.process.kill()
+    up.process.wait()
+    eventually(lambda: not (up.directory / "processes.json").exists())
+    assert processes_of(sessions) == {}
+
+
+def test_ctrl_c_before_ready_and_twice(tmp_path: Path) -> None:
+    """design, Processes: Ctrl-C works before it is ready, and a second one waits for nobody."""
+    early = Up(tmp_path)
+    process = subprocess.Popen(early.command(), env=environment(), stdout=subprocess.DEVNULL)
+    eventually(lambda: (tmp_path / "processes.json").exists() and len(early.pids()) == 4)
+    sessions = set(early.pids().values())
+    # It would be given ten seconds.
+    os.kill(early.pids()["temporal"], signal.SIGSTOP)
+    worker = early.pids()["worker"]
+    process.send_signal(signal.SIGINT)
+    # The worker is the first to be stopped.
+    eventually(lambda: processes_of({worker}) == {})
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=5) == 0
+    eventually(lambda: processes_of(sessions) == {}, seconds=1)
+
+
+def test_child_that_keeps_dying_is_given_time(tmp_path: Path) -> None:
+    """design, Processes: a small back-off, with the end of its log; its group is killed first."""
+    said: list[str] = []
+    pids: list[int] = []
+    with Supervisor(
+        logs=tmp_path,
+        signals=[],
+        say=said.append,
+        changed=lambda by_name: pids.append(by_name["broken"]),
+    ) as supervisor:
+        supervisor.start("broken", ["sh", "-c", "sleep 60 & echo no such table; exit 3"])
+        assert supervisor.wait(lambda: len(said) == 2)
+    assert said == [
+        f"broken ended with exit code 3; it is started again in {pause} s. Its log ends:\n"
+        "    no such table"
+        for pause in ("0.5", "1")
+    ]
+    assert len(pids) == 2
+    eventually(lambda: processes_of(set(pids)) == {}, seconds=1)
