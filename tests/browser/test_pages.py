@@ -1,0 +1,137 @@
+"""The pages in a real browser: what a person sees and clicks (requirements E2, X3, X5)."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from access import actors, groups
+from approvals.models import Route, Verdict
+from expenses import services
+from expenses.models import Expense, State
+from tests import factories
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        missing = "no Chromium (Debian: apt-get install chromium): the browser tests did not run"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    # Playwright's loop runs in this thread, where Django would refuse the database.
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet)
+        yield chromium
+        chromium.close()
+    del os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"]
+
+
+@pytest.fixture(params=["light", "dark"])
+def page(request: Any, browser: Browser, live_server: Any) -> Iterator[Page]:
+    """A signed-in approver; whatever the page complains of in the console fails the test."""
+    approver = factories.user(groups.APPROVER, username="ada", password="pass-of-ada")
+    assert approver.check_password("pass-of-ada")
+    context = browser.new_context(color_scheme=request.param, base_url=live_server.url)
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "console",
+        lambda message: (
+            complaints.append(message.text)
+            if message.type == "error" and "400 (Bad Request)" not in message.text
+            else None
+        ),
+    )
+    page.goto("/admin/login/")
+    page.get_by_label("Username").fill("ada")
+    page.get_by_label("Password").fill("pass-of-ada")
+    page.get_by_role("button", name="Log in").click()
+    yield page
+    context.close()
+    assert complaints == []
+
+
+def state(expense_id: str) -> str:
+    return Expense.objects.get(expense_id=expense_id).state
+
+
+def test_the_open_list_stays_true_and_decides(page: Page) -> None:
+    """E2, X3: rows change on the open page without a reload; a click approves; a rejection asks
+    for its reason first."""
+    for expense_id in ("lunch", "taxi", "train"):
+        factories.expense(expense_id)
+    page.goto("/list")
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(3)
+    expect(page.get_by_role("button", name="APPROVE lunch")).to_have_css(
+        "background-color", "rgb(76, 175, 80)"
+    )
+    expect(page.get_by_role("button", name="REJECT lunch")).to_have_css(
+        "background-color", "rgb(244, 67, 54)"
+    )
+
+    page.evaluate("window.loadedOnce = true")
+    services.decide_expense(
+        Expense.objects.get(expense_id="train"),
+        verdict=Verdict.APPROVED,
+        actor=actors.LOCAL,
+        route=Route.PROTOCOL,
+        now=factories.NOW,
+    )
+    expect(rows.nth(2)).to_contain_text("APPROVED", timeout=10_000)
+    expect(rows.nth(2).get_by_role("button")).to_have_count(0)
+    assert page.evaluate("window.loadedOnce") is True
+
+    page.get_by_role("button", name="APPROVE lunch").click()
+    expect(rows.nth(0)).to_contain_text("APPROVED")
+    page.get_by_role("button", name="REJECT taxi").click()
+    expect(page.get_by_text("Why is taxi rejected?")).to_be_visible()
+    assert state("taxi") == State.CREATED
+    page.get_by_role("textbox").fill("no receipt")
+    page.get_by_role("button", name="REJECT").click()
+    expect(rows.nth(1)).to_contain_text("REJECTED")
+    decision = Expense.objects.get(expense_id="taxi").decision
+    assert decision is not None
+    assert (decision.actor, decision.route, decision.reason) == ("ada", "page", "no receipt")
+
+
+def test_the_admin_decides_and_shows_the_trail(page: Page) -> None:
+    """X3, X5: tick, choose, run; a missing reason is asked for; the expense's page shows who
+    decided, when, by which route and why."""
+    employee = factories.user(groups.EMPLOYEE, username="emil")
+    for expense_id in ("lunch", "taxi"):
+        factories.expense(expense_id, submitter=employee)
+    page.goto("/admin/expenses/expense/?o=1")
+    expect(page.get_by_role("row")).to_have_count(3)
+    page.locator("input.action-select").nth(0).check()
+    page.locator("select[name=action]").select_option("approve")
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_text("Approved: lunch.")).to_be_visible()
+    assert state("lunch") == State.APPROVED
+
+    page.get_by_role("link", name="taxi").click()
+    page.get_by_role("button", name="Reject").click()
+    expect(page.get_by_role("heading", name="Why is it rejected?")).to_be_visible()
+    page.get_by_role("textbox").fill("no receipt")
+    page.get_by_role("button", name="Reject").click()
+    expect(page.get_by_text("Rejected: taxi.")).to_be_visible()
+    page.get_by_role("link", name="taxi").click()
+    trail = page.get_by_role("table").last
+    expect(trail.get_by_role("row")).to_have_count(3)
+    expect(trail).to_contain_text(re.compile(r"submitted\s+emil\s+plain protocol"))
+    expect(trail).to_contain_text(re.compile(r"rejected\s+ada\s+admin\s+no receipt"))
+    expect(page.get_by_role("button", name="Approve")).to_have_count(0)
