@@ -1,12 +1,12 @@
 """Real servers for the tests: Temporal as a process that can be killed, frozen and restarted."""
 
 import asyncio
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -52,28 +52,26 @@ class TemporalServer:
         self.address = f"127.0.0.1:{self.port}"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the server)
 
     def start(self) -> None:
         """Returns when it answers."""
         cli = Path(sys.executable).with_name("temporal")
         command = [
             str(cli) if cli.exists() else (shutil.which("temporal") or "temporal"),
-            *("server", "start-dev", "--headless", "--log-level", "never"),
+            *("server", "start-dev", "--headless", "--log-level", "error"),
             *("--ip", "127.0.0.1", "--port", str(self.port)),
             *(part for value in FAST for part in ("--dynamic-config-value", value)),
         ]
         if self._folder:
             command += ["--db-filename", str(self._folder / "temporal.db")]
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
         # In a thread of its own, since the caller's may have a running loop.
         with ThreadPoolExecutor() as thread:
             eventually(lambda: thread.submit(asyncio.run, self._answers()).result())
 
     async def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, "the Temporal server did not start"
+        self._lives()
         try:
             async with asyncio.timeout(5):
                 client = await Client.connect(self.address)
@@ -84,15 +82,25 @@ class TemporalServer:
             return False
         return True
 
-    def signal(self, number: int) -> None:
+    def _lives(self) -> "subprocess.Popen[bytes]":
+        """Its process; fails with the end of its log where that ended by itself."""
         assert self._process is not None
-        os.kill(self._process.pid, number)
+        if (code := self._process.poll()) is not None:
+            self._log.seek(0)
+            raise AssertionError(f"Temporal ended with {code}: {self._log.read()[-2000:]!r}")
+        return self._process
+
+    def signal(self, number: int) -> None:
+        self._lives().send_signal(number)
 
     def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self.signal(signal.SIGCONT)
-            self._process.kill()
-            self._process.wait()
+        """Fails where it did not live until now."""
+        if self._process is not None:
+            process = self._lives()
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+            self._process = None
 
     def __enter__(self) -> Self:
         self.start()
