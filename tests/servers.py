@@ -32,7 +32,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def eventually(ask: Callable[[], T], seconds: float = 20) -> T:
+def eventually(ask: Callable[[], T], seconds: float = 40) -> T:
     """The first true answer; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not (answer := ask()):

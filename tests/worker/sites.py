@@ -145,7 +145,7 @@ def scripted_site() -> Iterator[ScriptedSite]:
             thread.join()
 
 
-async def eventually(condition: Callable[[], Result], seconds: float = 15) -> Result:
+async def eventually(condition: Callable[[], Result], seconds: float = 40) -> Result:
     """The first true result of `condition`."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):

@@ -1,0 +1,17 @@
+"""The defects that `make mutants` plants still fit the code."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.mutants.defects import DEFECTS, Defect
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
+def test_a_defect_changes_one_place(defect: Defect) -> None:
+    """X1, X2: the defect can be planted, and the tests that are to catch it are there."""
+    assert (ROOT / defect.path).read_text().count(defect.old) == 1
+    assert defect.new != defect.old
+    assert (ROOT / defect.tests).exists()
