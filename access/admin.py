@@ -2,14 +2,19 @@
 
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
-from django.http import HttpRequest
+from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from knox.models import AuthToken
 from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+
+from access.text import TEXT_LENGTH
 
 
 class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
@@ -23,6 +28,35 @@ class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Nothing for what no database searches for: NUL, and texts beyond any stored one."""
+        if len(search_term) > TEXT_LENGTH or "\0" in search_term:
+            return queryset.none(), False
+        found: tuple[QuerySet[Any], bool] = super().get_search_results(
+            request, queryset, search_term
+        )
+        return found
+
+    def response_action(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        """Act on the ticked rows alone: nobody acts on rows that they did not see (X4). A row that
+        left the list since is still among them."""
+        ticked = request.POST.getlist(ACTION_CHECKBOX_NAME)
+        try:
+            for key in ticked:
+                self.opts.pk.run_validators(self.opts.pk.to_python(key))
+        except ValidationError:
+            messages.error(
+                request,
+                f"Some of the ticked rows are no {self.opts.verbose_name_plural}. Reload the page.",
+            )
+            return HttpResponseRedirect(request.get_full_path())
+        response: HttpResponse | None = super().response_action(
+            request, self.get_queryset(request).filter(pk__in=ticked)
+        )
+        return response
 
 
 admin.site.unregister(User)

@@ -10,6 +10,8 @@ from rest_framework import exceptions, views
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from access import unavailable
+
 log = logging.getLogger(__name__)
 
 
@@ -31,6 +33,9 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
         error = exceptions.NotFound("There is no such record, or you may not see it.")
     elif isinstance(error, PermissionDenied):
         error = exceptions.PermissionDenied("You have no permission for this.")
+    elif isinstance(error, unavailable.ERRORS):
+        unavailable.note(context["request"], error)
+        error = unavailable.DatabaseUnavailable()
     response = views.exception_handler(error, context)
     if response is None:
         log.error("%s failed", context["request"].path, exc_info=error)

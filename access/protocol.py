@@ -54,16 +54,26 @@ def is_from_outside(request: HttpRequest) -> bool:
 
 
 def actor_of(request: HttpRequest, *, permission: str | None, cookies: bool) -> actors.Actor:
-    """Who sends this request to a plain endpoint.
+    """Who sends this request to a plain endpoint, as :func:`signed_in_or_local`.
+
+    Raises NotServed where those are switched off.
+    """
+    if settings.EXPENSES_PROTOCOL_ACCESS == "off":
+        raise NotServed
+    return signed_in_or_local(request, permission=permission, cookies=cookies)
+
+
+def signed_in_or_local(
+    request: HttpRequest, *, permission: str | None, cookies: bool
+) -> actors.Actor:
+    """Who sends this request.
 
     `permission` is what the operation needs (None: being signed in is enough); `cookies` says
     whether a browser session counts. Whoever names a user is judged as that user, in every mode;
     only an anonymous request of a local installation acts as `local`.
 
-    Raises NotServed, NotSignedIn, or NotAllowed.
+    Raises NotSignedIn or NotAllowed.
     """
-    if settings.EXPENSES_PROTOCOL_ACCESS == "off":
-        raise NotServed
     try:
         user = authentication.bearer_user(request)
     except AuthenticationFailed as error:

@@ -13,6 +13,7 @@ from django.db.models import OuterRef, QuerySet, Subquery, Value
 from django.db.models.functions import Concat
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.formats import localize
 from django.utils.timesince import timesince
@@ -20,7 +21,7 @@ from unfold.decorators import action, display
 
 from access.actors import Actor
 from access.admin import ReadOnlyAdmin
-from access.text import TEXT_LENGTH, clean_text
+from access.text import clean_text
 from approvals import services as approvals
 from approvals.models import VERDICT_OF_VERB, Route, Verdict
 from expenses import services
@@ -98,7 +99,9 @@ class ExpenseAdmin(ReadOnlyAdmin):
         newest = Message.objects.filter(key__in=keys).order_by("-pk")[:1]
         expenses = services.visible_to(request.user).select_related("callback")  # type: ignore[arg-type]
         return expenses.annotate(
-            message=Subquery(newest.values("kind")), outcome=Subquery(newest.values("outcome"))
+            message=Subquery(newest.values("kind")),
+            message_id=Subquery(newest.values("pk")),
+            outcome=Subquery(newest.values("outcome")),
         )
 
     # What is shown.
@@ -164,30 +167,36 @@ class ExpenseAdmin(ReadOnlyAdmin):
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         return self.fieldsets if obj else [(None, {"fields": self.add_fields})]
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
+    def to_field_allowed(self, request: HttpRequest, to_field: str) -> bool:
+        # What knows just the expense's own id links by it.
+        allowed: bool = to_field == "expense_id" or super().to_field_allowed(request, to_field)
+        return allowed
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> HttpResponse:
-        context: dict[str, Any] = {"title": "Expense"}
-        expense = self.get_object(request, object_id)
+        expense = kwargs.get("obj")
         if expense is not None:
-            context["trail"] = approvals.trail(services.SUBJECT, expense.expense_id)
             waiting = expense.state == State.CREATED
-            context["may_decide"] = waiting and approvals.may_decide(
-                _actor(request), permission=services.DECIDE, submitter_id=expense.submitter_id
-            )
-            context["may_withdraw"] = waiting and expense.submitter_id == request.user.pk
+            context |= {
+                "title": "Expense",
+                "trail": approvals.trail(services.SUBJECT, expense.expense_id),
+                "may_decide": waiting
+                and approvals.may_decide(
+                    _actor(request), permission=services.DECIDE, submitter_id=expense.submitter_id
+                ),
+                "may_withdraw": waiting and expense.submitter_id == request.user.pk,
+            }
+            if expense.message_id and request.user.has_perm("outbox.view_message"):
+                context["delivery_url"] = reverse(
+                    "admin:outbox_message_change", args=[expense.message_id]
+                )
             if settings.TEMPORAL_UI_URL and expense.workflow_id:
                 context["run_url"] = (
                     f"{settings.TEMPORAL_UI_URL}/namespaces/{settings.TEMPORAL_NAMESPACE}"
                     f"/workflows/{quote(expense.workflow_id, safe='')}"
                 )
-        response: HttpResponse = super().change_view(
-            request, object_id, form_url, {**context, **(extra_context or {})}
-        )
+        response: HttpResponse = super().render_change_form(request, context, *args, **kwargs)
         return response
 
     # What is done: each translates, calls one service a row, and reports.
@@ -215,16 +224,6 @@ class ExpenseAdmin(ReadOnlyAdmin):
     def withdraw(self, request: HttpRequest, queryset: QuerySet[Expense]) -> HttpResponse | None:
         return self._decide(request, queryset, Verdict.WITHDRAWN)
 
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Expense], search_term: str
-    ) -> tuple[QuerySet[Expense], bool]:
-        if len(search_term) > TEXT_LENGTH or "\0" in search_term:
-            return queryset.none(), False
-        found: tuple[QuerySet[Expense], bool] = super().get_search_results(
-            request, queryset, search_term
-        )
-        return found
-
     def add_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         try:
             response: HttpResponse = super().add_view(request, *args, **kwargs)
@@ -248,19 +247,6 @@ class ExpenseAdmin(ReadOnlyAdmin):
             )
             return HttpResponseRedirect(request.get_full_path())
         response: HttpResponse = super().changelist_view(request, *args, **kwargs)
-        return response
-
-    def response_action(
-        self, request: HttpRequest, queryset: QuerySet[Expense]
-    ) -> HttpResponse | None:
-        """Act on the ticked rows alone: nobody decides rows that they did not see (X4)."""
-        ticked = request.POST.getlist(ACTION_CHECKBOX_NAME)
-        if not all(map(_is_uuid, ticked)):
-            messages.error(request, "Some of the ticked rows are no expenses. Reload the page.")
-            return HttpResponseRedirect(request.get_full_path())
-        response: HttpResponse | None = super().response_action(
-            request, queryset.filter(pk__in=ticked)
-        )
         return response
 
     def _decide(

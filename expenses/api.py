@@ -29,7 +29,7 @@ from access.actors import Actor
 from access.problems import Conflict
 from access.text import TEXT_LENGTH, validate_opaque_id
 from approvals import services as approvals
-from approvals.models import VERDICT_OF_VERB, Route, Verdict
+from approvals.models import VERDICT_OF_VERB, AuditEntry, Route, Verdict
 from expenses import services
 from expenses.models import Expense, LedgerEntry, State
 
@@ -106,6 +106,12 @@ class PaymentSerializer(serializers.ModelSerializer[LedgerEntry]):
         fields = ("expense_id", "amount", "currency", "paid_at")
 
 
+class AuditEntrySerializer(serializers.ModelSerializer[AuditEntry]):
+    class Meta:
+        model = AuditEntry
+        fields = ("event", "actor", "route", "reason", "at")
+
+
 class NewestFirst(CursorPagination):
     page_size = 100
     page_size_query_param = "page_size"
@@ -118,6 +124,10 @@ class ExpensePagination(NewestFirst):
 
 class PaymentPagination(NewestFirst):
     ordering = ("-paid_at", "-id")
+
+
+class AuditPagination(NewestFirst):
+    ordering = ("-at", "-id")
 
 
 class MaySubmit(BasePermission):
@@ -217,6 +227,17 @@ class DecideView(APIView):
             if error.verdict != verdict:
                 raise Conflict(str(error)) from error
         return _answer(request, _reread(expense), HTTPStatus.OK)
+
+
+class AuditView(generics.ListAPIView[AuditEntry]):
+    """The audit trail of an expense, newest first, for whoever sees the expense (X5)."""
+
+    serializer_class = AuditEntrySerializer
+    pagination_class = AuditPagination
+
+    def get_queryset(self) -> QuerySet[AuditEntry]:
+        expense = _find(services.visible_to(_user(self.request)), self.kwargs["ref"])
+        return approvals.trail(services.SUBJECT, expense.expense_id)
 
 
 class PaymentsView(generics.ListAPIView[LedgerEntry]):

@@ -1,4 +1,6 @@
 from django.apps import AppConfig
+from django.contrib.admin.utils import quote
+from django.urls import reverse
 
 
 class ExpensesConfig(AppConfig):
@@ -7,7 +9,11 @@ class ExpensesConfig(AppConfig):
 
     def ready(self) -> None:
         from access import groups
+        from expenses import reconciliation, services
+        from outbox import subjects
+        from outbox.reconciliation import COMPARISONS
 
+        COMPARISONS["expenses"] = reconciliation.COMPARISON
         groups.grant_after_migrate(
             self,
             {
@@ -19,3 +25,19 @@ class ExpensesConfig(AppConfig):
                 groups.WORKER: ("carry_expense",),
             },
         )
+        for key, words in (
+            (services.start_key, "start of"),
+            (services.decision_key, "decision on"),
+        ):
+            subjects.register(
+                key(""), words=words, url=_page_of, permission="expenses.view_expense"
+            )
+
+
+def _page_of(expense_id: str) -> str:
+    """The admin's page of an expense, by its own id."""
+    return reverse(
+        "admin:expenses_expense_change",
+        args=[quote(expense_id)],
+        query={"_to_field": "expense_id"},
+    )

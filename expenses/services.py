@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
 from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
@@ -145,20 +145,21 @@ def submit_expense(
                 **vars(details),
             )
             _record(AuditEntry.Event.SUBMITTED, expense, actor=actor, route=route, now=now)
-            outbox.enqueue(
-                handlers.START_WORKFLOW,
-                start_key(expense_id),
-                {
-                    "workflow": contracts.EXPENSE_WORKFLOW,
-                    "argument": expense_id,
-                    "workflow_id": workflow_id,
-                    "queue": contracts.EXPENSE_QUEUE,
-                },
-            )
+            outbox.enqueue(handlers.START_WORKFLOW, start_key(expense_id), _start(expense_id))
     except IntegrityError:
         raise _already_exists(expense_id, workflow_id) from None
     log.info("%s submitted by %s", expense_id, actor.name)
     return expense
+
+
+def _start(expense_id: str) -> dict[str, Any]:
+    """Payload of the message that starts an expense's workflow (E13)."""
+    return {
+        "workflow": contracts.EXPENSE_WORKFLOW,
+        "argument": expense_id,
+        "workflow_id": contracts.expense_workflow_id(expense_id),
+        "queue": contracts.EXPENSE_QUEUE,
+    }
 
 
 def register_callback(
@@ -228,8 +229,8 @@ def decide_expense(
 ) -> Message | None:
     """Take the one decision on `expense` (design rule 1).
 
-    Returns the message that tells the waiting workflow; None where none is known, or is yet to be
-    started: its registration is then told the decision.
+    Returns the message that tells the waiting workflow; None where none is known: its registration
+    is then told the decision.
     Raises approvals.Refused where the actor may not (audited, but for a missing reason),
     AlreadyDecided where somebody was first; either way nothing changes.
     """
@@ -275,14 +276,46 @@ def _notify(expense: Expense, value: str) -> Message | None:
     if callback is not None:
         payload = {"address": callback.sealed(), "value": value}
         return outbox.enqueue(handlers.COMPLETE_ACTIVITY, key, payload)
-    if not expense.owns_workflow or outbox.is_waiting(start_key(expense.expense_id)):
+    if not expense.owns_workflow:
         return None
-    wait = {
+    started = not outbox.is_waiting(start_key(expense.expense_id))
+    return outbox.enqueue(handlers.COMPLETE_WAIT, key, _wait(expense, value, started=started))
+
+
+def _wait(expense: Expense, value: str, *, started: bool = True) -> dict[str, Any]:
+    """Payload of the message that completes the wait of the workflow that an expense owns."""
+    return {
         "workflow_id": expense.workflow_id,
         "activity_type": contracts.WAIT_FOR_DECISION,
         "value": value,
+        "started": started,
     }
-    return outbox.enqueue(handlers.COMPLETE_WAIT, key, wait)
+
+
+def deliver_again(expense: Expense) -> bool:
+    """Queue the decision on `expense` for the workflow that still waits for it; False where it
+    is queued already.
+
+    To the wait of the workflow that the expense owns, else to the address that was registered.
+    """
+    decision = expense.decision
+    assert decision is not None  # noqa: S101 (the CHECK on the state)
+    value, key = _VALUE_OF[Verdict(decision.verdict)], decision_key(expense.expense_id)
+    if expense.owns_workflow:
+        return outbox.enqueue_again(handlers.COMPLETE_WAIT, key, _wait(expense, value))
+    payload = {"address": expense.callback.sealed(), "value": value}
+    return outbox.enqueue_again(handlers.COMPLETE_ACTIVITY, key, payload)
+
+
+def start_again(expense: Expense) -> bool:
+    """Queue the start of the workflow `expense_<id>` that ended without a result, or that Temporal
+    lost; False where it is queued already.
+
+    What was done is answered as done (design rule 4), and the decision is there for its wait.
+    """
+    return outbox.enqueue_again(
+        handlers.START_WORKFLOW, start_key(expense.expense_id), _start(expense.expense_id)
+    )
 
 
 def record_payment(

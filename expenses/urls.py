@@ -14,6 +14,7 @@ api_v1 = [
         rf"^expenses/{_REF}/(?P<verb>approve|reject|withdraw)/$",
         api.DecideView.as_view(),
     ),
+    re_path(rf"^expenses/{_REF}/audit/$", api.AuditView.as_view()),
     path("payments/", api.PaymentsView.as_view()),
     re_path("", UnknownPath.as_view()),
 ]

@@ -89,6 +89,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "access.unavailable.Middleware",
 ]
 
 ROOT_URLCONF = "expensesite.urls"
@@ -124,7 +125,9 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     }
 else:
     _options = DATABASES["default"].setdefault("OPTIONS", {})
-    _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS + 4}
+    # Without a server a request fails after `timeout` seconds. With the pool's own 30 soon every
+    # thread waits, and the process answers no probe (measured).
+    _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS + 4, "timeout": 3}
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 

@@ -2,6 +2,8 @@ from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, reverse
 
+from expensesite import health
+
 
 def sign_in(request: HttpRequest) -> HttpResponse:
     """The admin's sign-in; it leads to a page, whatever `next` says.
@@ -19,5 +21,8 @@ def sign_in(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("admin/login/", sign_in),
     path("admin/", admin.site.urls),
+    path("health", health.health),
+    path("readyz", health.ready),
+    path("metrics", health.metrics),
     path("", include("expenses.urls")),
 ]

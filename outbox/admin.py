@@ -1,19 +1,266 @@
-"""What waits for delivery, and what became of the rest, for operators (requirements X6)."""
+"""What waits for delivery, why, and what became of the rest, for operators (requirements X6)."""
 
-from typing import ClassVar
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Final, NamedTuple
 
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.admin.views.main import SEARCH_VAR
+from django.contrib.contenttypes.models import ContentType
+from django.db import transaction
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.template.defaultfilters import truncatechars
+from django.utils import timezone
+from django.utils.formats import localize
+from django.utils.html import format_html
+from django.utils.timesince import timesince
+from unfold.decorators import action, display
+from unfold.views import ChangeList
 
 from access.admin import ReadOnlyAdmin
-from outbox.models import Message
+from outbox import delivery, health, services, subjects
+from outbox.models import NEEDS_ATTENTION, Message, Outcome
+
+RETRY: Final = "outbox.retry_message"
+# The parameter that says which messages are listed.
+SHOW: Final = "show"
+
+
+class Explanation(NamedTuple):
+    """An outcome in words: what it means, and what a person does about it ("": nothing)."""
+
+    badge: str
+    meaning: str
+    remedy: str = ""
+
+
+EXPLANATIONS: dict[Outcome | None, Explanation] = {
+    None: Explanation(
+        "waiting",
+        "It is not delivered yet.",
+        "Mend what the last error names, if anything: it is tried again by itself, for as long as "
+        "it takes. Retry now tries it at once.",
+    ),
+    Outcome.DELIVERED: Explanation("delivered", "Temporal has it."),
+    Outcome.ALREADY_COMPLETED: Explanation(
+        "already there", "Temporal had it already, with the same value."
+    ),
+    Outcome.CONFLICT: Explanation(
+        "conflict",
+        "It was completed elsewhere with another value, and the workflow went on with that.",
+        "Compare the record with its run in Temporal. Where the record is right, reset the run to "
+        "its start; then retry.",
+    ),
+    Outcome.UNDELIVERABLE: Explanation(
+        "undeliverable",
+        "Nobody waits for it any more: the workflow has ended, or Temporal does not know it.",
+        "Look at its run in Temporal. Where the workflow is to go on, reset or start it again; "
+        "then retry.",
+    ),
+    Outcome.DEAD: Explanation(
+        "unreadable",
+        "Temporal cannot read the stored address.",
+        "Reset the run in Temporal to its start, so that it registers where it waits; it is told "
+        "then.",
+    ),
+}
+_LINK = '<a class="text-primary-600 underline dark:text-primary-500" href="{}">{}</a>'
+_UNBROKEN = '<span class="whitespace-nowrap">{}</span>'
+_DELIVERED = (Outcome.DELIVERED, Outcome.ALREADY_COMPLETED)
+_LISTINGS = [
+    ("open", "Open"),
+    ("waiting", "Waiting"),
+    ("attention", "Needs attention"),
+    ("delivered", "Delivered"),
+    ("all", "All"),
+]
+_SHOWN: dict[str, Callable[[QuerySet[Message]], QuerySet[Message]]] = {
+    # A union, since SQLite uses neither partial index for a disjunction of the two.
+    "open": lambda all_: all_.filter(
+        pk__in=Message.objects.filter(settled_at=None)
+        .values("pk")
+        .union(Message.objects.filter(NEEDS_ATTENTION).values("pk"))
+    ),
+    "waiting": lambda all_: all_.filter(settled_at=None),
+    "attention": lambda all_: all_.filter(NEEDS_ATTENTION),
+    "delivered": lambda all_: all_.filter(outcome__in=_DELIVERED),
+    "all": lambda all_: all_,
+}
+
+
+class MessageList(ChangeList):  # type: ignore[misc]
+    """What is open comes first; a search looks at everything."""
+
+    def get_filters_params(self, params: Any = None) -> dict[str, Any]:
+        found: dict[str, Any] = super().get_filters_params(params)
+        return {name: value for name, value in found.items() if name != SHOW}
+
+    def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> QuerySet[Message]:
+        return _SHOWN[_shown(request)](super().get_queryset(request, *args, **kwargs))
+
+
+def _colour(outcome: str | None) -> str:
+    if outcome is None:
+        return "warning"
+    return "success" if outcome in _DELIVERED else "danger"
+
+
+def _shown(request: HttpRequest) -> str:
+    default = "all" if request.GET.get(SEARCH_VAR) else "open"
+    shown = request.GET.get(SHOW, default)
+    return shown if shown in _SHOWN else default
 
 
 @admin.register(Message)
 class MessageAdmin(ReadOnlyAdmin):
-    list_display: ClassVar = ["key", "outcome", "created_at", "due_at", "attempts", "last_error"]
-    list_filter: ClassVar = ["outcome", "kind"]
+    list_display_links: ClassVar = ["message"]
+    list_before_template = "admin/outbox/message/summary.html"
+    # A list sorted by anything else reads every message there is.
+    sortable_by: ClassVar[list[str]] = []
     search_fields: ClassVar = ["key"]
-    ordering: ClassVar = ["-created_at"]
     show_full_result_count = False
+    list_disable_select_all = True
+    actions: ClassVar = ["retry"]
+    change_form_outer_before_template = "admin/outbox/message/explanation.html"
     # Not the payload: it holds the encrypted token.
-    fields: ClassVar = [*list_display, "kind", "settled_at"]
+    fieldsets: ClassVar = [
+        (
+            "Delivery",
+            {"fields": ["last_error", "attempts", "next_try", "queued", "settled"]},
+        ),
+        ("Message", {"fields": ["key", "kind"]}),
+    ]
+    readonly_fields: ClassVar = [name for _, part in fieldsets for name in part["fields"]]
+
+    def has_retry_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm(RETRY)
+
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        @display(description="about")
+        def about(message: Message) -> str:
+            subject = subjects.of(message.key)
+            url = _url(subject, request)
+            name = truncatechars(subject.name, 40)
+            return format_html(_LINK, url, name) if url else name
+
+        return ["message", about, "delivery", "age", "attempts", "next_try", "why"]
+
+    def get_ordering(self, request: HttpRequest) -> list[str]:
+        """Of what is open, the oldest first; of everything, the newest."""
+        return ["-pk"] if _shown(request) in ("delivered", "all") else ["created_at", "pk"]
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[MessageList]:
+        return MessageList
+
+    # What is shown.
+
+    def message(self, message: Message) -> str:
+        return format_html(_UNBROKEN, subjects.of(message.key).words)
+
+    @display(label={text.badge: _colour(outcome) for outcome, text in EXPLANATIONS.items()})
+    def delivery(self, message: Message) -> str:
+        return _explained(message).badge
+
+    def age(self, message: Message) -> str:
+        return timesince(message.created_at, depth=1)
+
+    def queued(self, message: Message) -> str:
+        return localize(message.created_at)
+
+    def settled(self, message: Message) -> str | None:
+        return localize(message.settled_at)
+
+    def next_try(self, message: Message) -> str | None:
+        if message.settled_at is not None:
+            return None
+        seconds = math.ceil((message.due_at - timezone.now()).total_seconds())
+        return f"in {seconds} s" if seconds > 0 else "now"
+
+    def why(self, message: Message) -> str:
+        if message.outcome is not None:
+            return "" if message.outcome in _DELIVERED else message.get_outcome_display()
+        return truncatechars(message.last_error, 80) or "waits for its turn"
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        attention = health.needing_attention()
+        context = {
+            "title": "Delivery",
+            "backlog": health.backlog(),
+            "waiting": sum(health.waiting_by_kind().values()),
+            "attention": sum(attention.values()),
+            "alarming": [
+                (EXPLANATIONS[outcome].badge, count)
+                for outcome, count in attention.items()
+                if count
+            ],
+            "listings": _LISTINGS,
+            "shown": _shown(request),
+        }
+        response: HttpResponse = super().changelist_view(
+            request, {**context, **(extra_context or {})}
+        )
+        return response
+
+    def render_change_form(
+        self,
+        request: HttpRequest,
+        context: dict[str, Any],
+        *args: Any,
+        obj: Message,
+        **kwargs: Any,
+    ) -> HttpResponse:
+        subject = subjects.of(obj.key)
+        explanation = _explained(obj)
+        context |= {
+            "explanation": explanation,
+            "colour": _colour(obj.outcome),
+            "subject": subject,
+            "subject_url": _url(subject, request),
+            "may_retry": self.has_retry_permission(request) and obj.outcome not in _DELIVERED,
+            "retries": _retries().filter(object_id=obj.pk).select_related("user"),
+        }
+        response: HttpResponse = super().render_change_form(
+            request, context, *args, obj=obj, **kwargs
+        )
+        return response
+
+    # What is done.
+
+    @action(description="Retry now", permissions=["retry"])
+    def retry(self, request: HttpRequest, queryset: QuerySet[Message]) -> HttpResponse | None:
+        with transaction.atomic():
+            # In the order in which deliveries settle, so that the two do not deadlock.
+            chosen = list(queryset.order_by("pk").select_for_update())
+            again = [message for message in chosen if message.outcome not in _DELIVERED]
+            services.retry(queryset, now=delivery.database_now())
+            LogEntry.objects.log_actions(
+                request.user.pk,  # type: ignore[arg-type]
+                again,
+                CHANGE,
+                change_message="Retried.",
+            )
+        if again:
+            messages.success(request, f"{len(again)} re-queued; the relay tries at once.")
+        if delivered := len(chosen) - len(again):
+            messages.info(request, f"{delivered} already delivered, left alone.")
+        if chosen and "from_its_page" in request.POST:
+            return redirect("admin:outbox_message_change", chosen[0].pk)
+        return None
+
+
+def _explained(message: Message) -> Explanation:
+    return EXPLANATIONS[Outcome(message.outcome) if message.outcome else None]
+
+
+def _url(subject: subjects.Subject, request: HttpRequest) -> str:
+    return subject.url if request.user.has_perm(subject.permission) else ""
+
+
+def _retries() -> QuerySet[LogEntry]:
+    content_type = ContentType.objects.get_for_model(Message)
+    return LogEntry.objects.filter(content_type=content_type).order_by("-action_time")

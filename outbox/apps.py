@@ -8,4 +8,10 @@ class OutboxConfig(AppConfig):
     def ready(self) -> None:
         from access import groups
 
-        groups.grant_after_migrate(self, {groups.OPERATOR: ("view_message",)})
+        groups.grant_after_migrate(
+            self,
+            {
+                groups.OPERATOR: ("view_message", "retry_message"),
+                groups.AUDITOR: ("view_message",),
+            },
+        )

@@ -6,7 +6,9 @@ what happened.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from temporalio import common
@@ -18,6 +20,7 @@ from temporalio.client import (
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowFailureError,
+    WorkflowHistoryEventFilterType,
 )
 from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import WorkflowAlreadyStartedError
@@ -28,6 +31,9 @@ from outbox.models import Outcome
 
 DEFAULT_ADDRESS = "localhost:7233"
 CALL_SECONDS = 2.0
+# Of a page of the visibility store, which may be another machine's.
+PAGE_SECONDS = 10.0
+PAGE_SIZE = 1000
 
 # Without it the SDK repeats a call to a dead server for 9 s; rpc_timeout counts per attempt.
 _RETRIES = RetryConfig(max_retries=2, max_elapsed_time_millis=2000)
@@ -53,6 +59,26 @@ class Unreachable(Exception):
 
 class WorkflowFailed(Exception):
     """The workflow ended without a result; the text is its cause."""
+
+
+@dataclass(frozen=True)
+class OpenActivity:
+    """An activity that is scheduled and not ended; `scheduled_at` is that of its last attempt."""
+
+    id: str
+    type: str
+    scheduled_at: datetime
+
+
+@dataclass(frozen=True)
+class Run:
+    """The current run of a workflow: `status` by the server's name ("running", "completed",
+    "failed", "canceled", "terminated", "timed out"), what it waits for while it runs, and what it
+    returned, as far as that is one of the values asked for."""
+
+    status: str
+    waits_for: tuple[OpenActivity, ...] = ()
+    returned: str | None = None
 
 
 def connect_options() -> dict[str, Any]:
@@ -110,14 +136,19 @@ class Temporal:
             return await self._complete_by_ids(address, value)
         return Outcome.DELIVERED
 
-    async def complete_wait(self, workflow_id: str, activity_type: str, value: str) -> Outcome:
+    async def complete_wait(
+        self, workflow_id: str, activity_type: str, value: str, *, started: bool = True
+    ) -> Outcome:
         """Complete the activity of this type, though nobody registered where it waits.
 
-        A server that is killed may lose the task on its way to the worker; no attempt registers
-        then until this one times out, minutes later. Raises Unreachable.
+        A server or a worker that is killed may lose the task before it registers; no attempt does
+        then until this one times out, minutes later. `started` is False where the workflow's start
+        was still under way when this was asked for. Raises Unreachable.
         """
         description = await self._describe(workflow_id)
         if description is None:
+            if not started:
+                raise Unreachable("The workflow is not started yet.", down=False)
             return Outcome.UNDELIVERABLE
         return await self._complete_in(description, lambda _, name: name == activity_type, value)
 
@@ -157,6 +188,67 @@ class Temporal:
                 raise WorkflowFailed(str(cause)) from error
             except (RPCError, RuntimeError, Unreachable):
                 await asyncio.sleep(1)
+
+    async def run_of(self, workflow_id: str, *, results: Sequence[str]) -> Run | None:
+        """The current run under this id; None where the server knows none (any more).
+
+        `results` are those that :attr:`Run.returned` tells from others. Raises Unreachable.
+        """
+        description = await self._describe(workflow_id)
+        if description is None or description.status is None:
+            return None
+        status = description.status.name.lower().replace("_", " ")
+        match description.status:
+            case WorkflowExecutionStatus.RUNNING:
+                return Run(
+                    status,
+                    waits_for=tuple(
+                        OpenActivity(
+                            activity.activity_id,
+                            activity.activity_type.name,
+                            activity.scheduled_time.ToDatetime(UTC),
+                        )
+                        for activity in description.raw_description.pending_activities
+                    ),
+                )
+            case WorkflowExecutionStatus.COMPLETED:
+                return Run(status, returned=await self._returned(description, results))
+        return Run(status)
+
+    async def workflow_ids(self, query: str) -> AsyncIterator[list[str]]:
+        """The ids of the workflows that a visibility query finds, a page at a time; one that has
+        several runs may come as often. The store lags behind. Raises Unreachable."""
+        found = (await self.client()).list_workflows(query, page_size=PAGE_SIZE)
+        while True:
+            try:
+                async with asyncio.timeout(PAGE_SECONDS):
+                    await found.fetch_next_page()
+            except (RPCError, RuntimeError, TimeoutError) as error:
+                _raise_unreachable(error)
+            yield [workflow.id for workflow in found.current_page or ()]
+            if found.next_page_token is None:
+                return
+
+    async def _returned(
+        self, completed: WorkflowExecutionDescription, results: Sequence[str]
+    ) -> str | None:
+        """Which of `results` the run returned."""
+        client = await self.client()
+        handle = client.get_workflow_handle(completed.id, run_id=completed.run_id)
+        returned = None
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                async for event in handle.fetch_history_events(
+                    event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT
+                ):
+                    returned = event.workflow_execution_completed_event_attributes.result.payloads
+        except (RPCError, RuntimeError, TimeoutError) as error:
+            _raise_unreachable(error)
+        for result in results:
+            # Not decoded: what another client's workflow returned may not be readable here.
+            if returned == await client.data_converter.encode([result]):
+                return result
+        return None
 
     async def _complete(self, value: str, **where: Any) -> None:
         """Raises RPCError where the server answered, Unreachable where it did not."""

@@ -20,7 +20,7 @@ async def complete_activity(temporal: client.Temporal, payload: dict[str, Any]) 
 
 
 async def complete_wait(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:
-    """`{"workflow_id": str, "activity_type": str, "value": str}`"""
+    """`{"workflow_id": str, "activity_type": str, "value": str, "started": bool}`"""
     return await temporal.complete_wait(**payload)
 
 

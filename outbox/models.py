@@ -6,6 +6,7 @@ from django.db import models
 from django.db.models import Q
 
 from access.text import OpaqueIdField
+from outbox import subjects
 
 
 class Outcome(models.TextChoices):
@@ -16,6 +17,12 @@ class Outcome(models.TextChoices):
     CONFLICT = "CONFLICT", "completed elsewhere with another value"
     UNDELIVERABLE = "UNDELIVERABLE", "nobody waits for it any more"
     DEAD = "DEAD", "its address cannot be read"
+
+
+# The effect did not come about, and a person has to look.
+ALARMING = (Outcome.CONFLICT, Outcome.UNDELIVERABLE, Outcome.DEAD)
+# The same for queries: a disjunction, since SQLite uses no partial index for an IN.
+NEEDS_ATTENTION = Q(*(("outcome", outcome) for outcome in ALARMING), _connector=Q.OR)
 
 
 class Message(models.Model):
@@ -43,6 +50,7 @@ class Message(models.Model):
     delivery: "Future[Outcome | None] | None" = None
 
     class Meta:
+        permissions = [("retry_message", "Can retry a delivery")]
         constraints = [
             models.CheckConstraint(
                 name="message_outcome_known",
@@ -61,7 +69,8 @@ class Message(models.Model):
             models.Index(
                 fields=["created_at"], name="message_waiting", condition=Q(settled_at__isnull=True)
             ),
+            models.Index(fields=["outcome"], name="message_attention", condition=NEEDS_ATTENTION),
         ]
 
     def __str__(self) -> str:
-        return str(self.key)
+        return str(subjects.of(self.key))

@@ -37,34 +37,42 @@ class Relay:
     async def run(self) -> None:
         while not self._stopping.is_set():
             try:
-                delivered = await self.step()
+                pause = await self.step()
             except DatabaseError as error:
                 log.error("The database does not answer (%s); trying again.", type(error).__name__)  # noqa: TRY400
-                delivered, pause = 0, PROBE_SECONDS
-            else:
-                pause = PROBE_SECONDS if self._down else POLL_SECONDS
-            if not delivered or self._down:
+                pause = PROBE_SECONDS
+            if pause:
                 await self._pause(pause)
 
-    async def step(self) -> int:
-        """Lease, deliver and settle one batch; the number of messages tried."""
-        messages = await sync_to_async(self._lease)()
-        if messages:
-            attempts = await asyncio.gather(
-                *(delivery.attempt(self._temporal, message) for message in messages)
-            )
-            told = [attempt.down for attempt in attempts if attempt.down is not None]
-            if told and self._down != any(told):
-                self._down = any(told)
-                log.info("Temporal %s", "does not answer" if self._down else "answers again")
-            await sync_to_async(_settle)(attempts)
-        return len(messages)
+    async def step(self) -> float:
+        """Lease, deliver and settle one batch; the seconds to pause before the next."""
+        messages = await self.lease(1 if self._down else BATCH)
+        if not messages:
+            return POLL_SECONDS
+        attempts = await asyncio.gather(
+            *(delivery.attempt(self._temporal, message) for message in messages)
+        )
+        told = [attempt.down for attempt in attempts if attempt.down is not None]
+        if told and self._down != any(told):
+            self._down = any(told)
+            log.info("Temporal %s", "does not answer" if self._down else "answers again")
+        await self.settle(attempts)
+        # Whoever did not ask Temporal leaves the question to the next.
+        return PROBE_SECONDS if any(told) else 0
 
-    def _lease(self) -> list[Message]:
+    async def lease(self, limit: int) -> list[Message]:
+        """Take up to `limit` due messages from the database. Raises DatabaseError."""
+        return await sync_to_async(self._lease)(limit)
+
+    async def settle(self, attempts: Sequence[delivery.Attempt]) -> None:
+        """Store what the attempts came to. Raises DatabaseError."""
+        await sync_to_async(_settle)(attempts)
+
+    def _lease(self, limit: int) -> list[Message]:
         close_old_connections()
         now = delivery.database_now()
         self._alarm(now)
-        return delivery.lease_due(now=now, limit=1 if self._down else BATCH)
+        return delivery.lease_due(now=now, limit=limit)
 
     def _alarm(self, now: datetime) -> None:
         if self._alarmed_at is not None and now - self._alarmed_at < ALARM_EVERY:

@@ -1,14 +1,15 @@
-"""Enqueue messages, and wait a moment for their report."""
+"""Enqueue messages, once more where asked, and wait a moment for their report."""
 
 import concurrent.futures
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Case, F, Q, QuerySet, When
 
 from outbox import deliverer, delivery
-from outbox.models import Message, Outcome
+from outbox.models import NEEDS_ATTENTION, Message, Outcome
 
 # A web process delivers its own messages; after this the relay takes over.
 COMMIT_LEASE = timedelta(seconds=5)
@@ -37,9 +38,43 @@ def enqueue(kind: str, key: str, payload: dict[str, Any]) -> Message:
     return message
 
 
+def enqueue_again(kind: str, key: str, payload: dict[str, Any]) -> bool:
+    """Have an effect delivered once more, whatever became of its message: the settled one is
+    opened again with this payload, a missing one is inserted. False where one waits already.
+
+    The relay takes it. Two that ask at the same time queue it once.
+    """
+    now = delivery.database_now()
+    again = {"kind": kind, "payload": payload, "created_at": now, "due_at": now}
+    settled = Message.objects.filter(key=key, settled_at__isnull=False)
+    if settled.update(**again, outcome=None, settled_at=None):
+        return True
+    return Message.objects.get_or_create(key=key, defaults=again)[1]
+
+
+def waiting(keys: Iterable[str]) -> set[str]:
+    """Those of the keys whose messages are still to be delivered."""
+    messages = Message.objects.filter(key__in=keys, settled_at=None)
+    return set(messages.values_list("key", flat=True))
+
+
 def is_waiting(key: str) -> bool:
     """Whether the message with this key is still to be delivered."""
     return Message.objects.filter(key=key, settled_at=None).exists()
+
+
+def retry(messages: QuerySet[Message], *, now: datetime) -> int:
+    """Make messages due now (requirements X6); the number of those that are.
+
+    Waiting ones go before their back-off or lease ends, at worst twice. Those that settled with
+    an alarming outcome are opened again and wait from now on; delivered ones stay as they are.
+    """
+    return messages.filter(Q(settled_at=None) | NEEDS_ATTENTION).update(
+        created_at=Case(When(settled_at=None, then=F("created_at")), default=now),
+        due_at=now,
+        outcome=None,
+        settled_at=None,
+    )
 
 
 def wait_for_report(messages: Iterable[Message]) -> list[Outcome | None]:

@@ -7,14 +7,21 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import connection, connections
 from django.test import Client
+from hypothesis import settings
 
 from approvals.models import AuditEntry
 from tests import factories
 from tests.servers import TemporalServer
 
+# The same examples in every run; others with `--hypothesis-profile=explore --hypothesis-seed=N`.
+settings.register_profile("suite", derandomize=True, database=None, deadline=None)
+settings.register_profile("explore", database=None, deadline=None)
+settings.load_profile("suite")
+
 Unchanged = Callable[..., AbstractContextManager[None]]
+Plans = Callable[[], AbstractContextManager[list[str]]]
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +52,31 @@ def unchanged() -> Unchanged:
         assert list(events) == ["refused"] * refusals
 
     return check
+
+
+@pytest.fixture
+def plans() -> Plans:
+    """`with plans() as read:` collects the query plan of each SELECT on the outbox."""
+
+    @contextmanager
+    def collect() -> Iterator[list[str]]:
+        read: list[str] = []
+        postgresql = connection.vendor == "postgresql"
+        explain = "EXPLAIN " if postgresql else "EXPLAIN QUERY PLAN "
+
+        def explained(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+            if sql.startswith("SELECT") and 'FROM "outbox_message"' in sql:
+                execute(explain + sql, params, many, context)
+                read.append("\n".join(str(row[-1]) for row in context["cursor"].fetchall()))
+            return execute(sql, params, many, context)
+
+        if postgresql:  # as autovacuum does
+            with connection.cursor() as cursor:
+                cursor.execute("ANALYZE outbox_message")
+        with connection.execute_wrapper(explained):
+            yield read
+
+    return collect
 
 
 def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:

@@ -14,7 +14,7 @@ from approvals.models import Decision, Route, Verdict
 from expenses import services
 from expenses.models import CallbackAddress, Expense, LedgerEntry, State
 from outbox.addresses import Address
-from outbox.models import Message
+from outbox.models import Message, Outcome
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 DETAILS = services.Details(amount=Decimal("12.50"), currency="EUR", merchant="Café")
@@ -94,6 +94,15 @@ def form(of: Address) -> dict[str, str]:
     """The body by which a worker registers `of`."""
     ids = {name: getattr(of, name) for name in ("workflow_id", "run_id", "activity_id")}
     return {"task_token": of.token.hex()} | {name: value for name, value in ids.items() if value}
+
+
+def delivered_messages(count: int) -> None:
+    """Messages of the past, as an outbox that has served for long holds them."""
+    past = {"payload": {}, "created_at": NOW, "due_at": NOW, "settled_at": NOW}
+    Message.objects.bulk_create(
+        Message(kind="complete_activity", key=f"past:{n}", outcome=Outcome.DELIVERED, **past)
+        for n in range(count)
+    )
 
 
 def records() -> dict[type[Model], list[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""The pages in a real browser: what a person sees and clicks (requirements E2, X3, X5)."""
+"""The pages in a real browser: what a person sees and clicks (requirements E2, X3, X5, X6)."""
 
 import os
 import re
@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import Group, User
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from access import actors, groups
 from approvals.models import Route, Verdict
 from expenses import services
 from expenses.models import Expense, State
+from outbox.models import Message, Outcome
 from tests import factories
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -135,3 +137,35 @@ def test_the_admin_decides_and_shows_the_trail(page: Page) -> None:
     expect(trail).to_contain_text(re.compile(r"submitted\s+emil\s+plain protocol"))
     expect(trail).to_contain_text(re.compile(r"rejected\s+ada\s+admin\s+no receipt"))
     expect(page.get_by_role("button", name="Approve")).to_have_count(0)
+
+
+def test_an_operator_retries(page: Page) -> None:
+    """X6: the page says what waits and why; a click retries, on the list and on a message's page,
+    and the rest stays as it is."""
+    User.objects.get(username="ada").groups.add(Group.objects.get(name=groups.OPERATOR))
+    for expense_id in ("lunch", "taxi", "train"):
+        address = factories.address(f"wf-{expense_id}")
+        factories.expense(expense_id, State.APPROVED, callback=address)
+    Message.objects.exclude(key="expense-decision:lunch").update(
+        outcome=Outcome.UNDELIVERABLE, settled_at=factories.NOW
+    )
+    Message.objects.filter(outcome=None).update(last_error="Temporal does not answer in time.")
+    page.goto("/admin/")
+    page.get_by_role("link", name="Messages").first.click()
+    summary = page.get_by_role("region", name="Summary")
+    expect(summary).to_contain_text("Temporal does not answer in time.")
+    expect(summary).to_contain_text("2 undeliverable")
+    page.get_by_role("link", name="Needs attention").click()
+    expect(page.get_by_role("row")).to_have_count(3)
+    page.get_by_role("row").filter(has_text="taxi").locator("input.action-select").check()
+    page.locator("select[name=action]").select_option("retry")
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_text("1 re-queued; the relay tries at once.")).to_be_visible()
+    expect(page.get_by_role("row")).to_have_count(2)
+
+    page.get_by_role("row").filter(has_text="train").get_by_role("link", name="decision on").click()
+    page.get_by_role("button", name="Retry now").click()
+    expect(page.get_by_text("Retried by ada at")).to_be_visible()
+    assert set(Message.objects.values_list("outcome", flat=True)) == {None}
+    page.get_by_role("link", name="train", exact=True).click()
+    expect(page.get_by_role("link", name="Its delivery to the workflow")).to_be_visible()

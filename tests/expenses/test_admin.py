@@ -156,7 +156,7 @@ def test_pages_of_those_who_see_all(client: Client, group: str) -> None:
     for path, allowed in (
         (LEDGER, (groups.FINANCE, groups.AUDITOR)),
         (TRAIL, (groups.AUDITOR,)),
-        (OUTBOX, (groups.OPERATOR,)),
+        (OUTBOX, (groups.OPERATOR, groups.AUDITOR)),
     ):
         assert client.get(path).status_code == (200 if group in allowed else 403)
 

@@ -75,7 +75,7 @@ def test_not_signed_in(client: Client, unchanged: Unchanged, header: str | None)
     factories.expense()
     headers = {"Authorization": header} if header else {}
     with unchanged():
-        for path in (EXPENSES, EXPENSES + "exp-1/", PAYMENTS):
+        for path in (EXPENSES, EXPENSES + "exp-1/", EXPENSES + "exp-1/audit/", PAYMENTS):
             problem(client.get(path, headers=headers), 401)
         for path in (EXPENSES, EXPENSES + "exp-1/approve/"):
             response = send(client, path, BODY, **headers)
@@ -96,6 +96,8 @@ def test_not_signed_in(client: Client, unchanged: Unchanged, header: str | None)
         ("DELETE expenses/exp-1/", "", 405),
         ("PATCH expenses/exp-1/", "application/json", 405),
         ("GET expenses/exp-1/approve/", "", 405),
+        ("GET expenses/nope/audit/", "", 404),
+        ("POST expenses/exp-1/audit/", "application/json", 405),
         ("POST payments/", "application/json", 405),
         ("POST expenses/", "application/x-www-form-urlencoded", 415),
         ("POST expenses/", "text/plain", 415),
@@ -249,7 +251,8 @@ def test_own_expenses_only(employee: Program, unchanged: Unchanged) -> None:
     assert ids(employee.get(EXPENSES)) == ["mine"]
     assert ids(employee.get(EXPENSES, {"expense_id": "other"})) == []
     for ref in ("other", str(other.pk), "plain"):
-        problem(employee.get(f"{EXPENSES}{ref}/"), 404)
+        for path in (f"{EXPENSES}{ref}/", f"{EXPENSES}{ref}/audit/"):
+            problem(employee.get(path), 404)
         with unchanged():
             problem(send(employee, f"{EXPENSES}{ref}/withdraw/"), 404)
         with unchanged(refusals=1):
@@ -308,6 +311,36 @@ def test_detail(approver: Program, expense_id: str) -> None:
         "reason": "as made",
         "at": "2026-01-02T03:04:05Z",
     }
+
+
+@pytest.mark.parametrize("expense_id", ["a-._~:@9", UUID])
+def test_audit_trail(approver: Program, employee: Program, expense_id: str) -> None:
+    """X5, E12: who, what, when, by which route and why, newest first, in pages; of this expense
+    alone, for whoever sees it."""
+    expense = factories.expense(expense_id, State.COMPLETED, submitter=employee.user)
+    factories.expense("another", State.REJECTED)
+    problem(send(Program(), f"{EXPENSES}{expense_id}/approve/"), 403)
+    for reader, ref in ((approver, expense_id), (employee, str(expense.pk))):
+        first = reader.get(f"{EXPENSES}{ref}/audit/", {"page_size": 3}).json()
+        refusal = first["results"].pop(0)
+        assert (refusal["event"], refusal["route"]) == ("refused", "rest")
+        assert refusal["reason"].startswith("approved: ")
+        second = reader.get(first["next"]).json()
+        assert second["next"] is None
+        assert first["results"] + second["results"] == [
+            {
+                "event": event,
+                "actor": actor,
+                "route": "protocol",
+                "reason": reason,
+                "at": "2026-01-02T03:04:05Z",
+            }
+            for event, actor, reason in (
+                ("paid", "local", ""),
+                ("approved", "local", "as made"),
+                ("submitted", "emma", ""),
+            )
+        ]
 
 
 def test_payments() -> None:

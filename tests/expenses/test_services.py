@@ -215,10 +215,21 @@ def test_decision_refuses_an_outer_transaction(unchanged: Unchanged) -> None:
 
 def test_decision_before_the_registration() -> None:
     """X1, W7: the decision on an expense of a workflow goes to the workflow's wait, registered or
-    not; where the workflow is yet to be started, or there is none, it is told when it asks."""
+    not, started or not; where there is none, it is told when it asks."""
     factories.expense("carried", State.APPROVED, workflow_id="wf")
     factories.expense("submitted", State.REJECTED, submitter=factories.user(groups.EMPLOYEE))
     factories.expense("plain", State.APPROVED)
     sent = Message.objects.exclude(kind="start_workflow").values_list("key", "kind", "payload")
-    wait = {"workflow_id": "wf", "activity_type": "wait_for_decision_activity", "value": "APPROVED"}
-    assert list(sent) == [("expense-decision:carried", "complete_wait", wait)]
+    wait = {"activity_type": "wait_for_decision_activity"}
+    assert list(sent.order_by("pk")) == [
+        (
+            "expense-decision:carried",
+            "complete_wait",
+            {**wait, "workflow_id": "wf", "value": "APPROVED", "started": True},
+        ),
+        (
+            "expense-decision:submitted",
+            "complete_wait",
+            {**wait, "workflow_id": "expense_submitted", "value": "REJECTED", "started": False},
+        ),
+    ]

@@ -149,6 +149,10 @@ async def test_wait_that_nobody_registered(waiting: Waiter, temporal_address: st
     ]
     assert again == [Outcome.ALREADY_COMPLETED, Outcome.CONFLICT]
     assert await temporal.complete_wait("no-such", "wait", "APPROVED") is Outcome.UNDELIVERABLE
+    # One that is yet to be started is waited for.
+    with pytest.raises(Unreachable, match="not started yet") as caught:
+        await temporal.complete_wait("no-such", "wait", "APPROVED", started=False)
+    assert not caught.value.down
 
 
 async def test_ids_without_the_run(waiting: Waiter) -> None:

@@ -58,6 +58,10 @@ def enqueue(address: Address, key: str = "k", value: str = "APPROVED") -> Messag
         return services.enqueue(handlers.COMPLETE_ACTIVITY, key, payload)
 
 
+def attempts() -> list[int]:
+    return sorted(Message.objects.values_list("attempts", flat=True))
+
+
 def outcome(key: str = "k") -> str | None:
     return Message.objects.get(key=key).outcome
 
@@ -133,16 +137,23 @@ async def test_the_relay_asks_with_one_and_delivers_all(
         for number, address in enumerate(addresses):
             await sync_to_async(enqueue)(address, str(number))
         running = relay.Relay()
-        assert await running.step() == 5
-        await sync_to_async(Message.objects.update)(due_at=timezone.now() - timedelta(seconds=1))
-        assert await running.step() == 1
-        # A message that fails without asking Temporal says nothing of it.
-        long_due = timezone.now() - timedelta(hours=1)
+        assert await running.step() == relay.PROBE_SECONDS
+        assert await sync_to_async(attempts)() == [1] * 5
+        past = timezone.now() - timedelta(hours=1)
+        await sync_to_async(Message.objects.update)(due_at=past)
+        assert await running.step() == relay.PROBE_SECONDS
+        assert await sync_to_async(attempts)() == [1] * 4 + [2]
+        # A message that fails without asking Temporal says nothing of it, and keeps none waiting.
         poison = await Message.objects.acreate(
-            kind="unknown", key="poison", payload={}, created_at=long_due, due_at=long_due
+            kind="unknown",
+            key="poison",
+            payload={},
+            created_at=past,
+            due_at=past - timedelta(hours=1),
         )
-        assert [await running.step(), await running.step()] == [1, 1]
+        assert [await running.step(), await running.step()] == [0, relay.PROBE_SECONDS]
         await poison.adelete()
+        assert await sync_to_async(attempts)() == [1] * 3 + [2] * 2
         assert await sync_to_async(Message.objects.filter(settled_at=None).count)() == 5
         server.start()
         task = asyncio.create_task(running.run())
@@ -170,7 +181,7 @@ async def test_a_poison_row_stops_no_other(
         kind="unknown", key="poison", payload={}, created_at=now, due_at=now
     )
     await sync_to_async(enqueue)(await wait.address())
-    assert await relay.Relay().step() == 2
+    assert await relay.Relay().step() == 0
     assert await wait.handle.result() == "APPROVED"
     assert await sync_to_async(outcome)("poison") is None
 
@@ -183,7 +194,7 @@ async def test_alarm_by_age(caplog: pytest.LogCaptureFixture) -> None:
         key="old",
         payload={},
         created_at=created,
-        due_at=timezone.now() + timedelta(hours=1),
+        due_at=timezone.now() + timedelta(seconds=10),
         attempts=7,
         last_error="Temporal does not answer.",
     )

@@ -13,38 +13,13 @@ from outbox.models import Message, Outcome
 NOW = datetime(2026, 11, 20, 9, tzinfo=UTC)
 
 
-def message(key: str = "m", *, due: timedelta = timedelta(), **fields: object) -> Message:
-    return Message.objects.create(
-        **{
-            "kind": "k",
-            "key": key,
-            "payload": {},
-            "created_at": NOW,
-            "due_at": NOW + due,
-            **fields,
-        }
-    )
-
-
-@pytest.mark.django_db
-def test_lease_takes_the_due_ones_oldest_first() -> None:
-    """X1: what is due is leased in order of its due time, pushed forward before the work."""
-    for key, seconds in (("b", -1), ("a", -2), ("later", 1)):
-        message(key, due=timedelta(seconds=seconds))
-    message("settled", outcome=Outcome.DELIVERED, settled_at=NOW)
-    assert [leased.key for leased in delivery.lease_due(now=NOW, limit=1)] == ["a"]
-    assert [leased.key for leased in delivery.lease_due(now=NOW, limit=9)] == ["b"]
-    assert delivery.lease_due(now=NOW, limit=9) == []
-    end = NOW + delivery.RELAY_LEASE
-    assert Message.objects.get(key="a").due_at == end
-    assert {leased.key for leased in delivery.lease_due(now=end, limit=9)} == {"a", "b", "later"}
-
-
 @pytest.mark.django_db(transaction=True)
 def test_two_relays_never_lease_the_same() -> None:
     """X1: racing relays share the messages out, without one left or taken twice."""
-    for number in range(200):
-        message(str(number))
+    Message.objects.bulk_create(
+        Message(kind="k", key=str(number), payload={}, created_at=NOW, due_at=NOW)
+        for number in range(200)
+    )
     taken: list[str] = []
 
     def lease() -> None:
@@ -60,33 +35,62 @@ def test_two_relays_never_lease_the_same() -> None:
     assert sorted(taken) == sorted(str(number) for number in range(200))
 
 
-@pytest.mark.django_db
-def test_settles_once() -> None:
-    """X1: the first outcome stays; neither another outcome nor a failure reopens it."""
-    one = message()
-    delivery.settle([delivery.Attempt(one, Outcome.DELIVERED)], now=NOW)
-    delivery.settle([delivery.Attempt(one, Outcome.CONFLICT)], now=NOW + timedelta(hours=1))
-    delivery.settle([delivery.Attempt(one, None, "down")], now=NOW + timedelta(hours=1))
-    one.refresh_from_db()
-    assert (one.outcome, one.settled_at, one.due_at) == (Outcome.DELIVERED, NOW, NOW)
-    assert (one.attempts, one.last_error) == (1, "")
+def waiting(pk: int, *, due: float, **fields: object) -> Message:
+    return Message(pk=pk, due_at=NOW + timedelta(seconds=due), **fields)
 
 
-@pytest.mark.django_db
-def test_a_failed_attempt_is_tried_again() -> None:
-    """X1: without an outcome the message stays, with its error, due after the back-off."""
-    one = message(attempts=3)
-    delivery.settle([delivery.Attempt(one, None, "Temporal does not answer.")], now=NOW)
-    one.refresh_from_db()
-    assert one.settled_at is None
-    assert (one.attempts, one.last_error) == (4, "Temporal does not answer.")
-    assert timedelta(seconds=6.4) <= one.due_at - NOW <= timedelta(seconds=9.6)
+def test_who_is_taken() -> None:
+    """X1: what is due, oldest first, and what is due later than any lease ends, since the clock
+    was set back; not what is settled, or held."""
+    due = [waiting(1, due=0), waiting(2, due=-2), waiting(3, due=-1), waiting(4, due=15.001)]
+    others = [
+        waiting(5, due=0.001),
+        waiting(6, due=15),
+        waiting(7, due=-9, outcome=Outcome.DELIVERED, settled_at=NOW),
+    ]
+    taken = delivery.take([*others, *due], now=NOW, limit=9)
+    assert [one.pk for one in taken] == [2, 3, 1, 4]
+    assert {one.due_at for one in taken} == {NOW + timedelta(seconds=15)}
+    assert delivery.take([*others, *taken], now=NOW, limit=9) == []
+
+
+def test_no_more_than_the_limit_is_taken() -> None:
+    """X1: the rest keeps its due time."""
+    first, second = waiting(1, due=-2), waiting(2, due=-1)
+    assert delivery.take([second, first], now=NOW, limit=1) == [first]
+    assert second.due_at == NOW - timedelta(seconds=1)
+
+
+def test_what_an_attempt_changes() -> None:
+    """X1, X6: an outcome settles, a failure is due again after the back-off with its error; where
+    the first outcome stands, or another holds the message, nothing changes."""
+    one = waiting(1, due=15, attempts=3)
+    later = NOW + timedelta(seconds=2)
+
+    def settlement(current: Message, *came_to: object) -> dict[str, object]:
+        attempt = delivery.Attempt(one, *came_to)
+        return delivery.settlement(current, attempt, now=later, jitter=0.5)
+
+    delivered = {"attempts": 4, "last_error": "", "outcome": "DELIVERED", "settled_at": later}
+    assert settlement(one, Outcome.DELIVERED) == delivered
+    again = {"attempts": 4, "last_error": "No.", "due_at": later + timedelta(seconds=8)}
+    assert settlement(one, None, "No.") == again
+    for current in (
+        waiting(1, due=15, outcome=Outcome.DELIVERED, settled_at=NOW),
+        waiting(1, due=20),
+    ):
+        assert settlement(current, Outcome.CONFLICT) == {}
+        assert settlement(current, None, "No.") == {}
 
 
 def test_backoff_grows_to_ten_seconds_and_never_ends() -> None:
-    """X1: 1 s doubling, at most 10 s, jitter of a fifth; a thousand attempts later as well."""
+    """X1: 1 s doubling, at most 10 s, jitter of a fifth; a thousand attempts later as well. All of
+    it is shorter than a lease."""
     for attempts, seconds in ((0, 1), (1, 2), (3, 8), (4, 10), (1000, 10)):
-        assert 0.8 * seconds <= delivery.backoff(attempts).total_seconds() <= 1.2 * seconds
+        for jitter, factor in ((0, 0.8), (0.5, 1), (1, 1.2)):
+            pause = delivery.backoff(attempts, jitter=jitter)
+            assert pause.total_seconds() == pytest.approx(seconds * factor)
+            assert pause < delivery.RELAY_LEASE
 
 
 def attempt(one: Message) -> delivery.Attempt:

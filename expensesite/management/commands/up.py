@@ -151,7 +151,7 @@ class Command(BaseCommand):
             supervisor.start("worker", [*manage, "runworker"], environment=token)
             answering = {
                 "temporal": lambda: _set_retention(temporal),
-                "web": lambda: _answers(address, port, name),
+                "web": lambda: _is_ready(address, port),
                 "relay": lambda: "Relay ready" in relay.output(),
                 "worker": lambda: _is_polled(temporal),
             }
@@ -364,11 +364,11 @@ def _ask(temporal: str, *command: str) -> str | None:
     return answer.stdout if answer.returncode == 0 else None
 
 
-def _answers(address: str, port: int, host: str) -> bool:
+def _is_ready(address: str, port: int) -> bool:
     site = http.client.HTTPConnection(address, port, timeout=3)
     try:
-        site.request("GET", "/status?id=ready", headers={"Host": f"{host}:{port}"})
-        return site.getresponse().status < 500
+        site.request("GET", "/readyz")
+        return site.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
     finally:

@@ -1,0 +1,98 @@
+"""`manage.py reconcile [--fix]`: compare the records with Temporal."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.core.management.base import CommandError, CommandParser
+from django.db import DatabaseError
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from outbox import client, delivery, reconciliation
+from outbox.commands import TemporalCommand
+
+# Of the table; the numbers below it count them all.
+ROWS = 1000
+# Where the output is no terminal, nobody folds lines.
+WIDTH = 200
+
+
+class Command(TemporalCommand):
+    help = (
+        "Compare each record that belongs to a workflow with Temporal: decisions that a workflow "
+        "still waits for, workflows that ended or are lost before their record did, results that "
+        "contradict the record. Exit code: 0 nothing differs, or --fix queued all; 1 the "
+        "comparison could not be made; 2 something differs."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--fix",
+            action="store_true",
+            help="queue what can be done; a relay delivers it. Without it nothing is changed",
+        )
+
+    def handle(self, *args: Any, fix: bool, **options: Any) -> None:
+        try:
+            asyncio.run(self._run(fix))
+        except DatabaseError as error:
+            raise CommandError(
+                f"The database is not ready ({error}). Run `make up` first."
+            ) from error
+        except KeyboardInterrupt:
+            raise CommandError("Stopped before the end.", returncode=130) from None
+
+    async def _run(self, fix: bool) -> None:
+        table = Table("Subject", "Database", "Temporal", "Queued" if fix else "What --fix queues")
+        found = fixable = 0
+        try:
+            async for one in _differences():
+                found += 1
+                if one.fix is not None:
+                    fixable += 1
+                    if fix:
+                        await reconciliation.fix(one)
+                if found <= ROWS:
+                    table.add_row(*map(Text, (one.subject, one.record, one.workflow, one.remedy)))
+        except client.Unreachable as error:
+            raise CommandError(f"{error} Compare again when it answers.") from error
+        finally:
+            if found:
+                self.stdout.write(_lines(table))
+        if not found:
+            self.stdout.write("Nothing differs.")
+            return
+        differ = f"{found} {'differs' if found == 1 else 'differ'}; {fixable}"
+        if fix and fixable == found:
+            self.stdout.write(f"{differ} queued, and a relay delivers.")
+            return
+        queued = "queued; see to the rest." if fix else "can be queued with --fix."
+        raise CommandError(f"{differ} {queued}", returncode=2)
+
+
+async def _differences() -> AsyncIterator[reconciliation.Difference]:
+    temporal = client.Temporal()
+    await temporal.client()
+    now = await sync_to_async(delivery.database_now)()
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        for name, comparison in reconciliation.COMPARISONS.items():
+            total = await sync_to_async(comparison.count)()
+            bar = progress.add_task(f"Comparing {name}", total=total)
+            advance = partial(progress.advance, bar)
+            async for difference in comparison.everything(temporal, now, advance):
+                yield difference
+
+
+def _lines(table: Table) -> str:
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    with console.capture() as lines:
+        console.print(table)
+    return lines.get()
