@@ -1,0 +1,456 @@
+"""Points of the product's code at which tests let a process fail, and what recovers from it.
+
+The product knows nothing of them: :func:`install` wraps its functions in the processes that
+`tests.faults.launch` starts. A point that is armed fires once, at the first passage that it is
+about, and leaves a mark with the id of the process. The actions:
+
+- `exit`: the process ends at that line, as by a crash.
+- `hang`: the thread or coroutine stands still until the point is disarmed.
+- `drop`: the work is done, and its caller never sees the answer. Of an HTTP request the answer is
+  dropped by `tests.faults.proxy` after the site gave it; other calls raise the error of a lost
+  connection after they were applied.
+"""
+
+import asyncio
+import dataclasses
+import functools
+import inspect
+import os
+import pkgutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pytest
+from django.db import OperationalError
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+EXIT_CODE: Final = 70
+# How often what hangs looks whether it may go on.
+HANG_SECONDS: Final = 0.2
+
+Action = Literal["exit", "hang", "drop"]
+ACTIONS: Final[tuple[Action, ...]] = ("exit", "hang", "drop")
+
+
+def _call_lost() -> Exception:
+    return RPCError("the connection was lost", RPCStatusCode.UNAVAILABLE, b"")
+
+
+def _database_lost() -> Exception:
+    return OperationalError("the connection was lost")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A line of the product: `when` the function at `place` is called, in `process`.
+
+    `about` says of a call's arguments whether it is meant. `frees` says what ends a hang: "kill"
+    where the process must be killed, otherwise what takes over without a kill. `reply` is the
+    beginning of the request whose answer `drop` loses, `error` what `drop` raises instead.
+    `without` says why an action means nothing here.
+    """
+
+    name: str
+    process: Literal["web", "relay", "worker"]
+    place: str
+    when: Literal["before", "after"]
+    about: Callable[..., bool] = lambda *_args, **_kwargs: True
+    frees: str = ""
+    reply: str = ""
+    error: Callable[[], Exception] | None = None
+    without: dict[Action, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        means = {"exit": True, "hang": bool(self.frees), "drop": bool(self.reply or self.error)}
+        assert {action for action, meant in means.items() if not meant} == set(self.without)
+
+
+_UNANSWERED: Final = "nothing is done yet that could be answered"
+_COMPLETE: Final = "temporalio.client:AsyncActivityHandle.complete"
+
+
+def _is_of(path: str, **query: str) -> Callable[..., bool]:
+    def about(_site: Any, _method: str, asked: str, *, params: Any, **_: Any) -> bool:
+        return asked == path and query.items() <= params.items()
+
+    return about
+
+
+def _starts(message: Any) -> bool:
+    return bool(message.kind == "start_workflow")
+
+
+def _attempts_decision(_temporal: Any, message: Any) -> bool:
+    return not _starts(message)
+
+
+def _settles_decision(attempts: Any, **_: Any) -> bool:
+    return any(not _starts(attempt.message) for attempt in attempts)
+
+
+# A decision and its delivery at commit.
+DECISION: Final = (
+    Point(
+        name="decision-taken",  # compare-and-set done, its transaction open
+        process="web",
+        place="approvals.services:record_decision",
+        when="before",
+        frees="kill",
+        without={"drop": _UNANSWERED},
+    ),
+    Point(
+        name="decision-recorded",  # its message not enqueued yet
+        process="web",
+        place="outbox.services:enqueue",
+        when="before",
+        about=lambda kind, *_: kind != "start_workflow",
+        without={
+            "hang": "holds the locks of decision-taken, which is freed by the same kill",
+            "drop": _UNANSWERED,
+        },
+    ),
+    Point(
+        name="decision-committed",  # not handed over yet
+        process="web",
+        place="outbox.deliverer:hand_over",
+        when="before",
+        about=lambda message: not _starts(message),
+        frees="the lease of the message ends",
+        reply="GET /action?type=approve",
+    ),
+    Point(
+        name="bulk-row",  # one of three
+        process="web",
+        place="expenses.services:decide_expense",
+        when="after",
+        about=lambda expense, **_: expense.expense_id.endswith("-2"),
+        frees="each row is a transaction of its own; the approver does the rest again",
+        reply="POST /admin/expenses/expense/",
+    ),
+    Point(
+        name="delivery-begun",
+        process="web",
+        place="outbox.delivery:attempt",
+        when="before",
+        about=_attempts_decision,
+        frees="the lease of the message ends",
+        without={"drop": _UNANSWERED},
+    ),
+    Point(
+        name="delivery-applied",
+        process="web",
+        place=_COMPLETE,
+        when="after",
+        frees="the bound of a call",
+        error=_call_lost,
+    ),
+    Point(
+        name="delivery-unsettled",
+        process="web",
+        place="outbox.delivery:settle",
+        when="before",
+        about=_settles_decision,
+        frees="the lease of the message ends",
+        without={"drop": _UNANSWERED},
+    ),
+    Point(
+        name="delivery-settled",
+        process="web",
+        place="outbox.delivery:settle",
+        when="after",
+        about=_settles_decision,
+        error=_database_lost,
+        without={"hang": "holds up the next ones as delivery-unsettled does"},
+    ),
+)
+
+# A submission, and the answers to the worker's requests.
+CARRYING: Final = (
+    Point(
+        name="created",
+        process="web",
+        place="expenses.services:create_expense",
+        when="after",
+        frees="the worker's bound of a request",
+        reply="GET /create?",
+    ),
+    Point(
+        name="registered",
+        process="web",
+        place="expenses.services:register_callback",
+        when="after",
+        frees="the worker's bound of a request",
+        reply="POST /registerCallback?",
+    ),
+    Point(
+        name="paid",
+        process="web",
+        place="expenses.services:record_payment",
+        when="after",
+        frees="the worker's bound of a request",
+        reply="GET /action?id=",  # the worker names the id first, deciders the type
+    ),
+    Point(
+        name="submission-committed",  # its start not handed over yet
+        process="web",
+        place="outbox.deliverer:hand_over",
+        when="before",
+        about=_starts,
+        frees="the lease of the message ends",
+        reply="POST /api/v1/expenses/",
+    ),
+    Point(
+        name="start-applied",
+        process="web",
+        place="temporalio.client:Client.start_workflow",
+        when="after",
+        frees="the bound of a call",
+        error=_call_lost,
+    ),
+)
+
+# The relay, which delivers alone meanwhile, and the worker.
+BACKGROUND: Final = (
+    Point(
+        name="relay-leased",
+        process="relay",
+        place="outbox.delivery:attempt",
+        when="before",
+        about=_attempts_decision,
+        frees="kill",
+        without={"drop": _UNANSWERED},
+    ),
+    Point(
+        name="relay-applied",
+        process="relay",
+        place=_COMPLETE,
+        when="after",
+        frees="the bound of a call",
+        error=_call_lost,
+    ),
+    Point(
+        name="relay-attempted",  # not settled yet
+        process="relay",
+        place="outbox.delivery:settle",
+        when="before",
+        about=_settles_decision,
+        frees="kill",
+        without={"drop": _UNANSWERED},
+    ),
+    Point(
+        name="relay-settled",
+        process="relay",
+        place="outbox.delivery:settle",
+        when="after",
+        about=_settles_decision,
+        error=_database_lost,
+        without={"hang": "the relay stands as at relay-attempted, and less is left to do"},
+    ),
+    Point(
+        name="create-unasked",
+        process="worker",
+        place="worker.site:Site.request",
+        when="before",
+        about=_is_of("/create"),
+        frees="the timeout of the activity",
+        without={"drop": _UNANSWERED},
+    ),
+    Point(
+        name="registration-unasked",
+        process="worker",
+        place="worker.site:Site.request",
+        when="before",
+        about=_is_of("/registerCallback"),
+        frees="the decision, which finds the attempt by its type",
+        without={"drop": _UNANSWERED},
+    ),
+    Point(
+        name="registration-answered",  # not yet waiting
+        process="worker",
+        place="worker.site:Site.request",
+        when="after",
+        about=_is_of("/registerCallback"),
+        frees="the decision, which completes the attempt by its token",
+        without={"drop": "the same for the worker as registered"},
+    ),
+    Point(
+        name="payment-answered",
+        process="worker",
+        place="worker.site:Site.request",
+        when="after",
+        about=_is_of("/action", type="payment"),
+        frees="the timeout of the activity",
+        without={"drop": "the same for the worker as paid"},
+    ),
+)
+
+ALL: Final = (*DECISION, *CARRYING, *BACKGROUND)
+
+
+def called(name: str) -> Point:
+    [point] = (point for point in ALL if point.name == name)
+    return point
+
+
+def cases(points: Sequence[Point]) -> list[Any]:
+    """Parameters of a test: each point with each of its actions."""
+    return [
+        pytest.param(point, action, id=f"{point.name}-{action}")
+        for point in points
+        for action in ACTIONS
+        if action not in point.without
+    ]
+
+
+# Shorter than the product's, for the time of the tests; each stays longer than what it outlasts:
+# a relay's lease than an attempt and a back-off, an attempt than its calls, an activity than a
+# request.
+SHORTER: Final = {
+    "outbox.services:COMMIT_LEASE": timedelta(seconds=1),
+    "outbox.delivery:ATTEMPT_SECONDS": 2.5,
+    "outbox.delivery:RELAY_LEASE": timedelta(seconds=3),
+    "outbox.delivery:LONGEST_BACKOFF_SECONDS": 2.0,
+    "outbox.client:CALL_SECONDS": 1.0,
+    "outbox.deliverer:PAUSE_SECONDS": 0.2,
+    "outbox.relay:PROBE_SECONDS": 0.2,
+    "worker.site:TOTAL_SECONDS": 1.5,
+    "worker.site:READ_SECONDS": 1.0,
+}
+REQUEST_ACTIVITY: Final = timedelta(seconds=10)
+SHORTER_REQUEST_ACTIVITY: Final = timedelta(seconds=2)
+SHORTER_WORKFLOW_TASK: Final = timedelta(seconds=2)
+SHORTER_INTERVALS: Final = {
+    "initial_interval": timedelta(seconds=0.2),
+    "maximum_interval": timedelta(seconds=1),
+}
+
+
+class Faults:
+    """What is armed, in a folder that the test and the processes share."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        # While it exists, no web process delivers.
+        self.relay_alone = folder / "relay-alone"
+
+    def arm(self, point: Point, action: Action) -> None:
+        (self._folder / point.name).write_text(action)
+
+    def disarm(self, point: Point) -> None:
+        """What hangs there goes on."""
+        (self._folder / point.name).unlink(missing_ok=True)
+        self._mark(point).unlink(missing_ok=True)
+
+    def fired_in(self, point: Point) -> int | None:
+        """The process in which the point fired; None before it has."""
+        try:
+            return int(self._mark(point).read_text() or 0) or None
+        except FileNotFoundError:
+            return None
+
+    def claim(self, point: Point) -> str | None:
+        """The action, for the first who asks; None for everybody else."""
+        armed = self._folder / point.name
+        try:
+            action = armed.read_text()
+            armed.unlink()
+        except FileNotFoundError:
+            return None
+        self._mark(point).write_text(str(os.getpid()))
+        return action
+
+    def _mark(self, point: Point) -> Path:
+        return self._folder / f"{point.name}.fired"
+
+
+def install(process: str, faults: Faults) -> None:
+    """Wrap the points of `process`, in this process, and shorten its times."""
+    for place, value in SHORTER.items():
+        _replace(place, lambda _, value=value: value)
+    # A workflow task that dies with its worker is repeated after 10 s.
+    Client.start_workflow.__kwdefaults__["task_timeout"] = SHORTER_WORKFLOW_TASK
+    # The workflow's sandbox passes this module through, and imports the workflow's own anew.
+    _replace("temporalio.workflow:execute_activity", _with_shorter_times)
+    if process == "web":
+        _replace(
+            "outbox.deliverer:is_ready",
+            lambda is_ready: lambda: not faults.relay_alone.exists() and is_ready(),
+        )
+    if process == "relay":
+        # The net below is taken away, so that delivery itself is seen to hold.
+        _replace("outbox.reconciliation:Reconciler.step", lambda _: _look_away)
+    for point in ALL:
+        if point.process == process:
+            _replace(point.place, lambda function, point=point: _wrapped(function, point, faults))
+
+
+def _replace(place: str, make: Callable[[Any], Any]) -> None:
+    """Set what is at `place` to what `make` makes of it."""
+    module, _, path = place.partition(":")
+    *holders, name = path.split(".")
+    holder = pkgutil.resolve_name(":".join([module, *holders[:1]]))
+    setattr(holder, name, make(getattr(holder, name)))
+
+
+async def _look_away(_: Any) -> None:
+    pass
+
+
+def _wrapped(function: Callable[..., Any], point: Point, faults: Faults) -> Callable[..., Any]:
+    def claimed(*args: Any, **kwargs: Any) -> str | None:
+        return faults.claim(point) if point.about(*args, **kwargs) else None
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            result = await function(*args, **kwargs) if point.when == "after" else None
+            if (action := claimed(*args, **kwargs)) == "hang":
+                while faults.fired_in(point):
+                    await asyncio.sleep(HANG_SECONDS)
+            elif action:
+                _fail(action, point)
+            return result if point.when == "after" else await function(*args, **kwargs)
+
+        return awaited
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs) if point.when == "after" else None
+        if (action := claimed(*args, **kwargs)) == "hang":
+            while faults.fired_in(point):
+                time.sleep(HANG_SECONDS)
+        elif action:
+            _fail(action, point)
+        return result if point.when == "after" else function(*args, **kwargs)
+
+    return called
+
+
+def _fail(action: str, point: Point) -> None:
+    if action == "exit":
+        os._exit(EXIT_CODE)
+    assert point.error is not None, "the proxy drops the answer of a request"
+    raise point.error()
+
+
+def _with_shorter_times(execute_activity: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(execute_activity)
+    def shorter(
+        *args: Any, start_to_close_timeout: timedelta, retry_policy: Any, **kwargs: Any
+    ) -> Any:
+        if start_to_close_timeout == REQUEST_ACTIVITY:
+            start_to_close_timeout = SHORTER_REQUEST_ACTIVITY
+        return execute_activity(
+            *args,
+            start_to_close_timeout=start_to_close_timeout,
+            retry_policy=dataclasses.replace(retry_policy, **SHORTER_INTERVALS),
+            **kwargs,
+        )
+
+    return shorter

@@ -1,0 +1,15 @@
+"""A fault at each point of a decision and of its delivery at commit (requirements X1, X2)."""
+
+import pytest
+
+from tests.faults import points
+from tests.faults.people import survive
+from tests.faults.stack import Stack
+
+
+@pytest.mark.parametrize(("point", "action"), points.cases(points.DECISION))
+async def test_nothing_is_lost_or_done_twice(
+    point: points.Point, action: points.Action, stack: Stack
+) -> None:
+    """X1, X2, X5: whatever fails here, what was acknowledged stands alone, without a hand."""
+    await survive(stack, point, action)

@@ -1,0 +1,163 @@
+"""SIGTERM under load: what was answered was done, what was begun is finished (requirements X1)."""
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.faults import points
+from tests.faults.people import People
+from tests.faults.stack import Database, Stack
+
+CLIENTS = 32
+EXPENSES = 16
+
+
+@pytest.fixture(scope="module")
+def stack(
+    tmp_path_factory: pytest.TempPathFactory, database: Database, temporal_address: str
+) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("stack")
+    with Stack(folder, database, temporal_address, web_processes=2) as running:
+        yield running
+
+
+class Load:
+    """Clients that create and approve, each expense once, and never repeat a request.
+
+    `done` are the requests that were answered, `open` those that were sent and not answered.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        self.done: list[tuple[str, str]] = []
+        self.open: dict[tuple[str, str], httpx.TransportError] = {}
+        self._stack = stack
+        self._ids = (f"load-{number}" for number in itertools.count())
+        self._stopping = False
+
+    async def __aenter__(self) -> "Load":
+        self._clients = [asyncio.create_task(self._client()) for _ in range(CLIENTS)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stopping = True
+        await asyncio.gather(*self._clients)
+
+    async def answered(self, more: int) -> None:
+        wanted = len(self.done) + more
+        async with asyncio.timeout(30):
+            while len(self.done) < wanted:
+                await asyncio.sleep(0.01)
+
+    async def _client(self) -> None:
+        url = f"http://127.0.0.1:{self._stack.port}"
+        async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as http:
+            while not self._stopping:
+                expense_id = next(self._ids)
+                for path, who, params in (
+                    ("/create", "worker", {}),
+                    ("/action", "approver", {"type": "approve"}),
+                ):
+                    self._stack.mend()
+                    token = {"Authorization": f"Bearer {self._stack.database.tokens[who]}"}
+                    query = {**params, "id": expense_id, "is_api_call": "true"}
+                    try:
+                        answer = await http.get(path, params=query, headers=token)
+                    except httpx.TransportError as error:
+                        self.open[path, expense_id] = error
+                        await asyncio.sleep(0.05)
+                        break
+                    assert (answer.status_code, answer.text) == (200, "SUCCEED")
+                    self.done.append((path, expense_id))
+
+
+async def test_site_answers_what_it_does(stack: Stack) -> None:
+    """X1: a site that stops under load has done all that it answered, and answers all that it
+    does; no request fails with 5xx. Started again, it serves on."""
+    async with Load(stack) as load:
+        await load.answered(100)
+        async with stack.stopping("web"):
+            pass
+        await load.answered(100)
+    rows = stack.database.rows("SELECT expense_id, state FROM expenses_expense")
+    done = {("/create", expense_id) for expense_id, _ in rows}
+    done |= {("/action", expense_id) for expense_id, state in rows if state == "APPROVED"}
+    assert set(load.done) <= done
+    assert {request: load.open[request] for request in load.open.keys() & done} == {}
+
+
+async def test_site_finishes_the_request_under_way(stack: Stack) -> None:
+    """X1: a request that is worked on when SIGTERM comes is answered, to a site that listens no
+    more."""
+    token = {"Authorization": f"Bearer {stack.database.tokens['worker']}"}
+    url = f"http://127.0.0.1:{stack.port}/create?id=under-way&is_api_call=true"
+    async with People(stack) as people, httpx.AsyncClient(timeout=20, trust_env=False) as http:
+        with stack.armed(points.called("created"), "hang", kill=False):
+            creating = asyncio.create_task(http.get(url, headers=token))
+            assert await people.until(lambda: stack.has_fired(points.called("created")))
+            async with stack.stopping("web"):
+                assert await people.until(lambda: not listens(stack.port))
+                stack.faults.disarm(points.called("created"))
+                assert (await creating).text == "SUCCEED"
+
+
+async def test_worker_leaves_nothing_undone(stack: Stack) -> None:
+    """X1, X2: a worker that stops among creations, and one that stops among payments: what they
+    had in hand is finished or repeated, and each expense is paid once."""
+    ids = [f"stopped-worker-{number}" for number in range(EXPENSES)]
+    async with People(stack) as people:
+        await asyncio.gather(*map(people.start, ids))
+        assert await people.until(lambda: known(stack, "CREATED"))
+        async with stack.stopping("worker"):
+            assert known(stack, "CREATED") < EXPENSES
+        await people.registered(*ids)
+        deciding = [asyncio.create_task(people.decide(one, "approve")) for one in ids]
+        assert await people.until(lambda: known(stack, "COMPLETED"))
+        async with stack.stopping("worker"):
+            assert known(stack, "COMPLETED") < EXPENSES
+        await asyncio.gather(*deciding)
+        await asyncio.gather(*map(people.see, ids))
+
+
+async def test_relay_finishes_its_step(stack: Stack) -> None:
+    """X1: what a relay has leased when SIGTERM comes is delivered and settled by it."""
+    ids = [f"stopped-relay-{number}" for number in range(EXPENSES)]
+    point = points.called("relay-leased")
+    async with People(stack) as people:
+        await asyncio.gather(*map(people.start, ids))
+        await people.registered(*ids)
+        with stack.armed(point, "hang", kill=False):
+            first, *others = ids
+            await people.decide(first, "approve")
+            assert await people.until(lambda: stack.has_fired(point))
+            await asyncio.gather(*(people.decide(one, "approve") for one in others))
+            async with stack.stopping("relay") as relay:
+                stack.faults.disarm(point)
+                await people.until(lambda: relay.poll() is not None)
+                assert relay.returncode == 0
+                settled = stack.database.rows(
+                    "SELECT key, outcome, attempts FROM outbox_message "
+                    "WHERE key LIKE ? AND settled_at IS NOT NULL",
+                    "expense-decision:stopped-relay-%",
+                )
+                assert settled == [(f"expense-decision:{first}", "DELIVERED", 1)]
+            await asyncio.gather(*map(people.see, ids))
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def known(stack: Stack, state: str) -> int:
+    """How many of the worker's expenses have come to this state."""
+    return len(
+        stack.database.rows(
+            "SELECT 1 FROM expenses_expense WHERE expense_id LIKE ? AND state = ?",
+            "stopped-worker-%",
+            state,
+        )
+    )

@@ -1,0 +1,134 @@
+"""The proxy that loses replies, in front of a scripted site."""
+
+import asyncio
+import gc
+import socket
+import struct
+import threading
+import time
+
+import httpx
+import pytest
+
+from tests.faults.proxy import ReplyDropper
+from tests.servers import eventually, free_port
+from tests.worker import sites
+
+
+def test_reply_is_lost_after_the_work_was_done() -> None:
+    """X1: the site has the whole request, and has answered it, when the client gets nothing."""
+    asked: list[str] = []
+
+    def drops(line: str) -> bool:
+        asked.append(line)
+        return line == "POST /lost?id=1"
+
+    with sites.scripted_site() as site, ReplyDropper(site.server_port, drops) as proxy:
+        site.script("/kept", "ä" * 100_000)
+        with httpx.Client(base_url=proxy.url, trust_env=False) as client:
+            assert client.get("/kept").text == "ä" * 100_000
+            with pytest.raises(httpx.RemoteProtocolError):
+                client.post("/lost?id=1", data={"form": "x" * 100_000})
+            assert client.post("/lost?id=2").text == "SUCCEED"
+    assert asked == ["GET /kept", "POST /lost?id=1", "POST /lost?id=2"]
+    assert site.requests_to("/lost", "1")[0].form == {"form": "x" * 100_000}
+
+
+def test_client_keeps_its_connection() -> None:
+    """A worker's pool is used as it is without the proxy."""
+    with (
+        sites.scripted_site() as site,
+        ReplyDropper(site.server_port, lambda _: False) as proxy,
+        socket.create_connection(("127.0.0.1", int(proxy.url.rpartition(":")[2]))) as connection,
+    ):
+        for _ in range(2):
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"SUCCEED"):
+                answer += connection.recv(65_536)
+
+
+def test_chunked_reply_is_passed_on_as_it_is() -> None:
+    """The site's own server sends its bodies so."""
+
+    def chunked(handler: sites.Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.wfile.write(b"3\r\nSUC\r\nB;x=y\r\nCEED\r\n0\r\n\r\n\r\n0\r\n\r\n")
+
+    with sites.scripted_site() as site, ReplyDropper(site.server_port, lambda _: False) as proxy:
+        site.script("/", chunked, "SUCCEED")
+        with httpx.Client(base_url=proxy.url, trust_env=False) as client:
+            assert client.get("/").text == "SUCCEED\r\n0\r\n\r\n"
+            assert client.get("/").text == "SUCCEED"
+
+
+def test_site_that_refuses_or_dies_breaks_the_connection() -> None:
+    """A kill of the site reaches the client as a transport error, not as an answer or a wait."""
+    port = free_port()
+    with ReplyDropper(port, lambda _: False) as proxy:
+        with pytest.raises(httpx.RemoteProtocolError):
+            httpx.get(proxy.url, trust_env=False)
+        with socket.create_server(("127.0.0.1", port)) as site:
+            failed = threading.Event()
+
+            def ask() -> None:
+                with pytest.raises(httpx.RemoteProtocolError):
+                    httpx.get(proxy.url, trust_env=False)
+                failed.set()
+
+            threading.Thread(target=ask).start()
+            connection, _ = site.accept()
+            connection.recv(65_536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nSUC")
+            time.sleep(0.1)
+            assert not failed.is_set()
+            connection.close()
+            eventually(failed.is_set)
+
+
+def test_request_of_a_client_that_left_is_answered() -> None:
+    """A client that gives up does not take its request back from a slow site."""
+    asked: list[str] = []
+
+    def drops(line: str) -> bool:
+        asked.append(line)
+        return False
+
+    with sites.scripted_site() as site, ReplyDropper(site.server_port, drops) as proxy:
+        site.script("/", sites.hang)
+        client = socket.create_connection(("127.0.0.1", int(proxy.url.rpartition(":")[2])))
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        eventually(lambda: site.requests)
+        # As the kernel does for a client that is killed: without a farewell.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        time.sleep(0.2)
+        gc.collect()
+        site.released.set()
+        eventually(lambda: asked == ["GET /"])
+
+
+async def test_hundreds_at_once() -> None:
+    """As many as a worker has activities, each with its own answer or none."""
+
+    def drops(line: str) -> bool:
+        return line.endswith("0")
+
+    with sites.scripted_site() as site, ReplyDropper(site.server_port, drops) as proxy:
+        for number in range(300):
+            site.script(f"/{number}", str(number))
+        async with httpx.AsyncClient(
+            base_url=proxy.url, limits=httpx.Limits(max_connections=None), trust_env=False
+        ) as client:
+            answers = await asyncio.gather(
+                *(client.get(f"/{number}", timeout=60) for number in range(300)),
+                return_exceptions=True,
+            )
+    for number, answer in enumerate(answers):
+        if number % 10 == 0:
+            assert isinstance(answer, httpx.RemoteProtocolError)
+        else:
+            assert isinstance(answer, httpx.Response)
+            assert answer.text == str(number)
