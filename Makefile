@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup up test lint
+.PHONY: help setup up test chaos lint
 
 UV := $(or $(shell command -v uv 2>/dev/null),$(CURDIR)/.tools/bin/uv)
 PYTHON := .venv/bin/python
@@ -16,6 +16,11 @@ up: setup  ## run the product on this machine; ARGS="--port 8099 --data-dir var 
 
 test: setup  ## run the whole suite; DB=postgres on PostgreSQL; ARGS="-k races -x" for pytest
 	@exec $(PYTHON) $(if $(filter postgres,$(DB)),-m tests.postgres $(PYTHON)) -m pytest -n 2 --dist loadfile $(ARGS)
+
+chaos: setup  ## break everything under load and check that nothing is lost; N=2000 FAULTS=200 SEED=1 DB=postgres
+	@exec $(PYTHON) $(if $(filter postgres,$(DB)),-m tests.postgres $(PYTHON)) -m tests.chaos \
+	  $(if $(N),--expenses $(N)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(OUTAGE),--outage $(OUTAGE)) $(if $(FROZEN),--frozen) $(ARGS)
 
 lint: setup  ## format check, lint, types, import contracts, missing migrations
 	$(PYTHON) -m ruff format --check .
