@@ -38,7 +38,7 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
         error = unavailable.DatabaseUnavailable()
     response = views.exception_handler(error, context)
     if response is None:
-        log.error("%s failed", context["request"].path, exc_info=error)
+        log.error("%r failed", context["request"].path, exc_info=error)
         error = exceptions.APIException("The request failed; it is in the site's log.")
         response = Response(status=error.status_code)
     status = HTTPStatus(response.status_code)

@@ -45,4 +45,5 @@ class Middleware:
 
 def note(request: HttpRequest, error: Exception) -> None:
     """Log it in a line: it comes with each request."""
-    log.error("%s: the database does not answer: %s", request.path, str(error).partition("\n")[0])
+    reason = str(error).partition("\n")[0]
+    log.error("%r: the database does not answer: %s", request.path, reason)

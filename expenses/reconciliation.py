@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from expenses import services
 from expenses.models import Expense, State
@@ -38,6 +38,7 @@ _RESULT_OF: Final = {
     State.REJECTED: _NOT_PAID,
     State.WITHDRAWN: _NOT_PAID,
 }
+_OPEN: Final = (State.CREATED, State.APPROVED)
 _DECIDED: Final = (State.APPROVED, State.REJECTED, State.WITHDRAWN, State.COMPLETED)
 
 _TYPE = f"WorkflowType = '{contracts.EXPENSE_WORKFLOW}' AND ExecutionStatus"
@@ -65,8 +66,9 @@ class Record:
     state: State
     # When it was decided, or else created.
     since: datetime
-    # The activity that was registered; "" for none.
+    # The activity that was registered, and its run; "" for none.
     activity_id: str
+    run_id: str
     # Its decision or its workflow's start waits in the outbox.
     queued: bool
 
@@ -109,7 +111,7 @@ def _waits(record: Record, run: client.Run, now: datetime) -> bool:
         (
             activity.type == contracts.WAIT_FOR_DECISION
             if record.owned
-            else activity.id == record.activity_id
+            else (run.id, activity.id) == (record.run_id, record.activity_id)
         )
         and now - activity.scheduled_at >= GRACE
         for activity in run.waits_for
@@ -157,7 +159,7 @@ async def suspects(temporal: client.Temporal, now: datetime) -> AsyncIterator[Di
     for query, states in (
         (_RUNNING, _DECIDED),
         (_ENDED_WITHOUT_RESULT, State.values),
-        (completed, (State.CREATED, State.APPROVED)),
+        (completed, _OPEN),
     ):
         async for workflow_ids in temporal.workflow_ids(query):
             records = await sync_to_async(_records)(
@@ -194,13 +196,17 @@ async def _differences(
 
 
 def _compared() -> QuerySet[Expense]:
-    """The expenses that belong to a workflow; the newest, where its id served several."""
-    newer = Expense.objects.filter(
-        workflow_id=OuterRef("workflow_id"),
-        owns_workflow=True,
-        created_at__gt=OuterRef("created_at"),
+    """The expenses that belong to a workflow. Where its id served several: the one that it serves
+    now, else the newest."""
+    others = Expense.objects.filter(
+        workflow_id=OuterRef("workflow_id"), owns_workflow=True
+    ).exclude(pk=OuterRef("pk"))
+    served = Q(owns_workflow=True, state__in=_OPEN)
+    return Expense.objects.filter(
+        served
+        | ~Exists(others.filter(Q(state__in=_OPEN) | Q(created_at__gt=OuterRef("created_at")))),
+        workflow_id__isnull=False,
     )
-    return Expense.objects.filter(~Exists(newer), workflow_id__isnull=False)
 
 
 def _records(expenses: QuerySet[Expense]) -> list[Record]:
@@ -215,6 +221,7 @@ def _records(expenses: QuerySet[Expense]) -> list[Record]:
             "created_at",
             "decision__at",
             "callback__activity_id",
+            "callback__run_id",
         )
     )
     waiting = outbox.waiting([key for _, expense_id, *_ in rows for key in _keys(expense_id)])
@@ -227,9 +234,20 @@ def _records(expenses: QuerySet[Expense]) -> list[Record]:
             State(state),
             since=decided_at or created_at,
             activity_id=activity_id or "",
+            run_id=run_id or "",
             queued=not waiting.isdisjoint(_keys(expense_id)),
         )
-        for pk, expense_id, workflow_id, owned, state, created_at, decided_at, activity_id in rows
+        for (
+            pk,
+            expense_id,
+            workflow_id,
+            owned,
+            state,
+            created_at,
+            decided_at,
+            activity_id,
+            run_id,
+        ) in rows
     ]
 
 

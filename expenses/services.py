@@ -278,7 +278,7 @@ def _notify(expense: Expense, value: str) -> Message | None:
         return outbox.enqueue(handlers.COMPLETE_ACTIVITY, key, payload)
     if not expense.owns_workflow:
         return None
-    started = not outbox.is_waiting(start_key(expense.expense_id))
+    started = not outbox.waiting([start_key(expense.expense_id)])
     return outbox.enqueue(handlers.COMPLETE_WAIT, key, _wait(expense, value, started=started))
 
 
@@ -287,6 +287,7 @@ def _wait(expense: Expense, value: str, *, started: bool = True) -> dict[str, An
     return {
         "workflow_id": expense.workflow_id,
         "activity_type": contracts.WAIT_FOR_DECISION,
+        "argument": expense.expense_id,
         "value": value,
         "started": started,
     }

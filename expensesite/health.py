@@ -7,6 +7,7 @@ nothing about people.
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Final
@@ -23,12 +24,14 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from access import protocol
-from outbox import health as delivery
+from outbox import health as outbox_health
 
 log = logging.getLogger(__name__)
 
 # How long a request waits for the database; orchestrators give a probe 1 to 5 s.
 DATABASE_SECONDS: Final = 2.0
+# A question that has no answer by then never gets one: its connection is cut off.
+LOST_SECONDS: Final = 10.0
 
 
 @csrf_exempt  # another method is 405, with or without a token
@@ -85,7 +88,10 @@ def metrics(request: HttpRequest) -> HttpResponse:
         )
     except protocol.NotAllowed as error:
         return HttpResponse(f"{error}\n", "text/plain", 403)
-    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    try:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    except (TypeError, ValueError):  # a version that is no number
+        encode, content_type = choose_encoder("")
     return HttpResponse(encode(_REGISTRY), content_type)
 
 
@@ -97,28 +103,31 @@ class _Database:
     """Asks the database in a thread of its own, one question at a time.
 
     Nothing bounds how long a driver waits for a server that is frozen. The caller waits as long as
-    it likes, and whoever asks meanwhile has the same answer.
+    it likes, and whoever asks meanwhile has the same answer; a question is asked anew when it is
+    lost.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._answer: Future[delivery.Backlog | None] | None = None
+        self._answer: Future[outbox_health.Backlog | None] | None = None
+        self._asked_at = 0.0
         self._migrated = False
 
-    def answer(self) -> "Future[delivery.Backlog | None]":
+    def answer(self) -> "Future[outbox_health.Backlog | None]":
         """How delivery stands; None where migrations are missing. Fails with django.db.Error."""
         with self._lock:
-            if self._answer is None or self._answer.done():
-                self._answer = Future()
+            lost = time.monotonic() - self._asked_at > LOST_SECONDS
+            if self._answer is None or self._answer.done() or lost:
+                self._answer, self._asked_at = Future(), time.monotonic()
                 threading.Thread(
                     target=self._ask, args=[self._answer], name="readyz", daemon=True
                 ).start()
             return self._answer
 
-    def _ask(self, answer: "Future[delivery.Backlog | None]") -> None:
+    def _ask(self, answer: "Future[outbox_health.Backlog | None]") -> None:
         try:
             with contextlib.closing(connection):
-                found = delivery.backlog() if self._is_migrated() else None
+                found = outbox_health.backlog() if self._is_migrated() else None
         except BaseException as error:  # noqa: BLE001 (whoever waits has it)
             answer.set_exception(error)
         else:
@@ -136,11 +145,11 @@ class _Delivery(Collector):
     """Read from the database at each scrape, so that any web process answers for all."""
 
     def collect(self) -> Iterator[Metric]:
-        backlog = delivery.backlog()
+        backlog = outbox_health.backlog()
         waiting = GaugeMetricFamily(
             "outbox_messages_waiting", "Messages that wait for delivery.", labels=["kind"]
         )
-        for kind, count in delivery.waiting_by_kind().items():
+        for kind, count in outbox_health.waiting_by_kind().items():
             waiting.add_metric([kind], count)
         yield waiting
         yield GaugeMetricFamily(
@@ -158,7 +167,7 @@ class _Delivery(Collector):
             "Messages that could not take effect and are not tried again by themselves.",
             labels=["outcome"],
         )
-        for outcome, count in delivery.needing_attention().items():
+        for outcome, count in outbox_health.needing_attention().items():
             attention.add_metric([outcome.value.lower()], count)
         yield attention
 

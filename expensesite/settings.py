@@ -129,6 +129,8 @@ else:
     # thread waits, and the process answers no probe (measured).
     _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS + 4, "timeout": 3}
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+    # A server that vanished without a word is given up after 10 s, not after 15 minutes.
+    _options["tcp_user_timeout"] = 10_000
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTH_PASSWORD_VALIDATORS = [

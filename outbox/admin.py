@@ -57,8 +57,8 @@ EXPLANATIONS: dict[Outcome | None, Explanation] = {
     Outcome.UNDELIVERABLE: Explanation(
         "undeliverable",
         "Nobody waits for it any more: the workflow has ended, or Temporal does not know it.",
-        "Look at its run in Temporal. Where the workflow is to go on, reset or start it again; "
-        "then retry.",
+        "Look at its run in Temporal. Where the workflow is to go on, reset or start it again: it "
+        "is told when it registers.",
     ),
     Outcome.DEAD: Explanation(
         "unreadable",

@@ -6,7 +6,7 @@ what happened.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -44,10 +44,6 @@ _ENDED_UNANSWERED = (
 )
 
 
-# Whether it is the activity with this id and type.
-_Matches = Callable[[str, str], bool]
-
-
 class Unreachable(Exception):
     """The call had no certain answer; try again. `down` says that the server did not answer at
     all, so that others need not try now."""
@@ -72,10 +68,11 @@ class OpenActivity:
 
 @dataclass(frozen=True)
 class Run:
-    """The current run of a workflow: `status` by the server's name ("running", "completed",
-    "failed", "canceled", "terminated", "timed out"), what it waits for while it runs, and what it
-    returned, as far as that is one of the values asked for."""
+    """The current run of a workflow, by its id: `status` by the server's name ("running",
+    "completed", "failed", "canceled", "terminated", "timed out"), what it waits for while it runs,
+    and what it returned, as far as that is one of the values asked for."""
 
+    id: str
     status: str
     waits_for: tuple[OpenActivity, ...] = ()
     returned: str | None = None
@@ -137,20 +134,22 @@ class Temporal:
         return Outcome.DELIVERED
 
     async def complete_wait(
-        self, workflow_id: str, activity_type: str, value: str, *, started: bool = True
+        self, workflow_id: str, activity_type: str, argument: str, value: str, *, started: bool
     ) -> Outcome:
-        """Complete the activity of this type, though nobody registered where it waits.
+        """Complete the activity of this type and argument, though nobody registered where it waits.
 
         A server or a worker that is killed may lose the task before it registers; no attempt does
-        then until this one times out, minutes later. `started` is False where the workflow's start
-        was still under way when this was asked for. Raises Unreachable.
+        then until this one times out, minutes later. The argument tells the wait from that of
+        another run, for which the workflow id serves by now (requirements X7). `started` is False
+        where the workflow's start was still under way when this was asked for. Raises Unreachable.
         """
         description = await self._describe(workflow_id)
         if description is None:
             if not started:
                 raise Unreachable("The workflow is not started yet.", down=False)
             return Outcome.UNDELIVERABLE
-        return await self._complete_in(description, lambda _, name: name == activity_type, value)
+        waits = await self._scheduled(description, activity_type, argument)
+        return await self._complete_in(description, waits, value)
 
     async def start_workflow(
         self, workflow: str, argument: str, *, workflow_id: str, queue: str, exist_ok: bool = True
@@ -201,6 +200,7 @@ class Temporal:
         match description.status:
             case WorkflowExecutionStatus.RUNNING:
                 return Run(
+                    description.run_id,
                     status,
                     waits_for=tuple(
                         OpenActivity(
@@ -212,8 +212,9 @@ class Temporal:
                     ),
                 )
             case WorkflowExecutionStatus.COMPLETED:
-                return Run(status, returned=await self._returned(description, results))
-        return Run(status)
+                returned = await self._returned(description, results)
+                return Run(description.run_id, status, returned=returned)
+        return Run(description.run_id, status)
 
     async def workflow_ids(self, query: str) -> AsyncIterator[list[str]]:
         """The ids of the workflows that a visibility query finds, a page at a time; one that has
@@ -270,17 +271,17 @@ class Temporal:
             return Outcome.UNDELIVERABLE
         if not await self._is_same_chain(description, address.run_id):
             return Outcome.UNDELIVERABLE
-        return await self._complete_in(description, lambda one, _: one == activity_id, value)
+        return await self._complete_in(description, {activity_id}, value)
 
     async def _complete_in(
-        self, description: WorkflowExecutionDescription, is_it: _Matches, value: str
+        self, description: WorkflowExecutionDescription, activity_ids: Set[str], value: str
     ) -> Outcome:
-        """Complete the activity for which `is_it(id, type)`, or tell how it ended."""
+        """Complete the activity with one of these ids, or tell how it ended."""
         running = description.status is WorkflowExecutionStatus.RUNNING
         # A closed workflow still lists the activities that waited when it closed.
         pending = description.raw_description.pending_activities if running else []
         for activity in pending:
-            if not is_it(activity.activity_id, activity.activity_type.name):
+            if activity.activity_id not in activity_ids:
                 continue
             try:
                 await self._complete(
@@ -293,7 +294,7 @@ class Temporal:
                 # NOT_FOUND: somebody completed it since the description. The next attempt asks.
                 _raise_unreachable(error)
             return Outcome.DELIVERED
-        outcome = await self._outcome_in_history(description, is_it, value)
+        outcome = await self._outcome_in_history(description, activity_ids, value)
         if outcome is None and running:
             # The wait lies ahead, after a reset say; its registration is then told the decision.
             raise Unreachable("The workflow does not wait for this activity now.", down=False)
@@ -324,32 +325,46 @@ class Temporal:
                 return None
             _raise_unreachable(error)
 
+    async def _scheduled(
+        self, description: WorkflowExecutionDescription, activity_type: str, argument: str
+    ) -> set[str]:
+        """The ids of the run's activities of this type and argument."""
+        # Not decoded: what another client wrote may not be readable here.
+        wanted = await (await self.client()).data_converter.encode([argument])
+        return {
+            scheduled.activity_id
+            for event in await self._history(description)
+            if (scheduled := event.activity_task_scheduled_event_attributes).activity_type.name
+            == activity_type
+            and list(scheduled.input.payloads) == wanted
+        }
+
     async def _outcome_in_history(
-        self, description: WorkflowExecutionDescription, is_it: _Matches, value: str
+        self, description: WorkflowExecutionDescription, activity_ids: Set[str], value: str
     ) -> Outcome | None:
         """How the activity ended, read from the history; None where it has not ended."""
+        scheduled: set[int] = set()
+        for event in await self._history(description):
+            if event.activity_task_scheduled_event_attributes.activity_id in activity_ids:
+                scheduled.add(event.event_id)
+            elif _scheduled_event_id(event) in scheduled:
+                if event.event_type in _ENDED_UNANSWERED:
+                    return Outcome.UNDELIVERABLE
+                if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
+                    result = event.activity_task_completed_event_attributes.result
+                    wanted = await (await self.client()).data_converter.encode([value])
+                    same = list(result.payloads) == wanted
+                    return Outcome.ALREADY_COMPLETED if same else Outcome.CONFLICT
+        return None
+
+    async def _history(self, description: WorkflowExecutionDescription) -> list[HistoryEvent]:
         client = await self.client()
         handle = client.get_workflow_handle(description.id, run_id=description.run_id)
-        scheduled: set[int] = set()
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                async for event in handle.fetch_history_events():
-                    attributes = event.activity_task_scheduled_event_attributes
-                    if is_it(attributes.activity_id, attributes.activity_type.name):
-                        scheduled.add(event.event_id)
-                    elif _scheduled_event_id(event) in scheduled:
-                        if event.event_type in _ENDED_UNANSWERED:
-                            return Outcome.UNDELIVERABLE
-                        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
-                            result = event.activity_task_completed_event_attributes.result
-                            # Not decoded: what another client wrote may not be readable here.
-                            same = list(result.payloads) == await client.data_converter.encode(
-                                [value]
-                            )
-                            return Outcome.ALREADY_COMPLETED if same else Outcome.CONFLICT
+                return [event async for event in handle.fetch_history_events()]
         except (RPCError, RuntimeError, TimeoutError) as error:
             _raise_unreachable(error)
-        return None
 
 
 async def _connect() -> Client:

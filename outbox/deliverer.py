@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Final
 
-from django.db import DatabaseError, close_old_connections
+from django.db import Error, close_old_connections
 
 from outbox import client, delivery
 from outbox.models import Message, Outcome
@@ -62,7 +62,7 @@ class Deliverer:
             attempts = [attempt for attempt, _ in batch]
             try:
                 await self._loop.run_in_executor(self._database, _settle_in_thread, attempts)
-            except DatabaseError:
+            except Error:
                 # The leases run out, and the relay finds that the messages were delivered.
                 log.exception("%d delivered messages could not be settled", len(batch))
             finally:

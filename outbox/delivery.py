@@ -72,8 +72,8 @@ def database_now() -> datetime:
 def lease_due(*, now: datetime, limit: int) -> list[Message]:
     """Take up to `limit` due messages, oldest due first, pushing each into the future before any
     work is done on it. Two relays never take the same message within a lease."""
-    held = Q(due_at__gt=now, due_at__lte=lease_end(now))
-    due = Message.objects.filter(~held, settled_at=None).order_by("due_at", "pk")
+    free = Q(due_at__lte=now) | Q(due_at__gt=longest_hold(now))
+    due = Message.objects.filter(free, settled_at=None).order_by("due_at", "pk")
     if not due.exists():  # an idle relay takes no write lock
         return []
     with transaction.atomic():
@@ -107,15 +107,22 @@ def lease_end(now: datetime) -> datetime:
     return now + RELAY_LEASE
 
 
+def longest_hold(now: datetime) -> datetime:
+    """Nothing is held beyond this: such a due time is from before the clock was set back.
+
+    It is more than a lease, since another relay may have read the clock after this one did.
+    """
+    return now + 2 * RELAY_LEASE
+
+
 def take(messages: Iterable[Message], *, now: datetime, limit: int) -> list[Message]:
     """Lease up to `limit` of the messages that wait for an attempt, oldest due first: their
     `due_at` is the end of the lease.
 
-    Those with an outcome and those that somebody holds are passed over. Nothing is held beyond
-    the end of a lease from now: such a due time is from before the clock was set back.
+    Those with an outcome and those that somebody holds are passed over.
     """
-    end = lease_end(now)
-    free = [one for one in messages if one.settled_at is None and not now < one.due_at <= end]
+    end, longest = lease_end(now), longest_hold(now)
+    free = [one for one in messages if one.settled_at is None and not now < one.due_at <= longest]
     taken = sorted(free, key=lambda one: (one.due_at, one.pk))[:limit]
     for one in taken:
         one.due_at = end

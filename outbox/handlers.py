@@ -20,7 +20,8 @@ async def complete_activity(temporal: client.Temporal, payload: dict[str, Any]) 
 
 
 async def complete_wait(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:
-    """`{"workflow_id": str, "activity_type": str, "value": str, "started": bool}`"""
+    """`{"workflow_id": str, "activity_type": str, "argument": str, "value": str,
+    "started": bool}`"""
     return await temporal.complete_wait(**payload)
 
 

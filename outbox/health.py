@@ -1,6 +1,7 @@
 """How delivery stands: what waits, how long, and what needs a person (requirements X6).
 
-Everything is read by partial indexes: the cost does not grow with what was delivered.
+Everything is read by partial indexes: the cost does not grow with what was delivered. Only
+:func:`waiting_by_kind` reads all that waits.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from asgiref.sync import sync_to_async
-from django.db import DatabaseError, close_old_connections
+from django.db import Error, close_old_connections
 
 from outbox import client, delivery
 from outbox.models import Message
@@ -38,7 +38,7 @@ class Relay:
         while not self._stopping.is_set():
             try:
                 pause = await self.step()
-            except DatabaseError as error:
+            except Error as error:
                 log.error("The database does not answer (%s); trying again.", type(error).__name__)  # noqa: TRY400
                 pause = PROBE_SECONDS
             if pause:
@@ -61,11 +61,11 @@ class Relay:
         return PROBE_SECONDS if any(told) else 0
 
     async def lease(self, limit: int) -> list[Message]:
-        """Take up to `limit` due messages from the database. Raises DatabaseError."""
+        """Take up to `limit` due messages from the database. Raises Error."""
         return await sync_to_async(self._lease)(limit)
 
     async def settle(self, attempts: Sequence[delivery.Attempt]) -> None:
-        """Store what the attempts came to. Raises DatabaseError."""
+        """Store what the attempts came to. Raises Error."""
         await sync_to_async(_settle)(attempts)
 
     def _lease(self, limit: int) -> list[Message]:

@@ -58,11 +58,6 @@ def waiting(keys: Iterable[str]) -> set[str]:
     return set(messages.values_list("key", flat=True))
 
 
-def is_waiting(key: str) -> bool:
-    """Whether the message with this key is still to be delivered."""
-    return Message.objects.filter(key=key, settled_at=None).exists()
-
-
 def retry(messages: QuerySet[Message], *, now: datetime) -> int:
     """Make messages due now (requirements X6); the number of those that are.
 

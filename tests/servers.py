@@ -1,6 +1,7 @@
 """Real servers for the tests: Temporal as a process that can be killed, frozen and restarted."""
 
 import asyncio
+import os
 import shutil
 import signal
 import socket
@@ -91,7 +92,11 @@ class TemporalServer:
         return self._process
 
     def signal(self, number: int) -> None:
-        self._lives().send_signal(number)
+        """Returns when a SIGSTOP has stopped all of its threads."""
+        process = self._lives()
+        process.send_signal(number)
+        if number == signal.SIGSTOP:
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def kill(self) -> None:
         """Fails where it did not live until now."""

@@ -225,11 +225,23 @@ def test_decision_before_the_registration() -> None:
         (
             "expense-decision:carried",
             "complete_wait",
-            {**wait, "workflow_id": "wf", "value": "APPROVED", "started": True},
+            {
+                **wait,
+                "argument": "carried",
+                "workflow_id": "wf",
+                "value": "APPROVED",
+                "started": True,
+            },
         ),
         (
             "expense-decision:submitted",
             "complete_wait",
-            {**wait, "workflow_id": "expense_submitted", "value": "REJECTED", "started": False},
+            {
+                **wait,
+                "argument": "submitted",
+                "workflow_id": "expense_submitted",
+                "value": "REJECTED",
+                "started": False,
+            },
         ),
     ]

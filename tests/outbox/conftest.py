@@ -24,6 +24,7 @@ class Waiting:
     async def run(self, seconds: float, attempts: int) -> Any:
         return await workflow.execute_activity(
             "wait",
+            workflow.info().workflow_id,
             start_to_close_timeout=timedelta(seconds=seconds),
             retry_policy=RetryPolicy(
                 initial_interval=timedelta(milliseconds=100), maximum_attempts=attempts
@@ -63,7 +64,7 @@ class waiter:  # noqa: N801 (used as a context manager)
         self._addresses: dict[str, asyncio.Queue[Address]] = {}
 
         @activity.defn(name="wait")
-        async def wait() -> None:
+        async def wait(_: str) -> None:
             info = activity.info()
             await self._addresses[info.workflow_id].put(
                 Address(info.task_token, info.workflow_id, info.workflow_run_id, info.activity_id)

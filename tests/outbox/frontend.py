@@ -35,6 +35,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import ConnectConfig, RPCError, RPCStatusCode, ServiceClient
 
 ACTIVITY_ID, ACTIVITY_TYPE = "2", "wait"
+ARGUMENT = "expense"
 Error = Callable[[], Exception]
 
 
@@ -79,6 +80,7 @@ class Run:
 
     id: str
     first_id: str
+    argument: str = ARGUMENT
     running: bool = True
     known: bool = True
     scheduled: bool = False
@@ -142,9 +144,9 @@ class Server:
     def get_workflow_execution_history(self, request: Any) -> GetWorkflowExecutionHistoryResponse:
         run = self._run(request.execution.workflow_id, request.execution.run_id)
         # Another activity came first.
-        events = [_scheduled(5, "1", "create"), _completed(6, 5, payload("made"))]
+        events = [_scheduled(5, "1", "create", run.argument), _completed(6, 5, payload("made"))]
         if run.scheduled:
-            events.append(_scheduled(7, ACTIVITY_ID, ACTIVITY_TYPE))
+            events.append(_scheduled(7, ACTIVITY_ID, ACTIVITY_TYPE, run.argument))
         if run.timed_out:
             timed_out = ActivityTaskTimedOutEventAttributes(scheduled_event_id=7)
             events.append(
@@ -171,12 +173,14 @@ class Server:
         (run.result,), run.told = result.payloads, True
 
 
-def _scheduled(event_id: int, activity_id: str, activity_type: str) -> HistoryEvent:
+def _scheduled(event_id: int, activity_id: str, activity_type: str, argument: str) -> HistoryEvent:
     return HistoryEvent(
         event_id=event_id,
         event_type=EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED,
         activity_task_scheduled_event_attributes=ActivityTaskScheduledEventAttributes(
-            activity_id=activity_id, activity_type=ActivityType(name=activity_type)
+            activity_id=activity_id,
+            activity_type=ActivityType(name=activity_type),
+            input=Payloads(payloads=[payload(argument)]),
         ),
     )
 

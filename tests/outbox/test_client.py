@@ -118,6 +118,12 @@ async def test_wait_that_nobody_registered(waiting: Waiter, temporal_address: st
     """X1, W7: the task was lost on its way to the worker, or has no worker yet; the decision
     completes the wait all the same, once, and tells how it ended before."""
     temporal, client = Temporal(), await Client.connect(temporal_address)
+
+    async def told(workflow_id: str, value: str, *, started: bool = True) -> Outcome:
+        return await temporal.complete_wait(
+            workflow_id, "wait", workflow_id, value, started=started
+        )
+
     lost = await waiting()
     await lost.address()
     # The workflow's task is done by a worker that takes no activities.
@@ -135,7 +141,7 @@ async def test_wait_that_nobody_registered(waiting: Waiter, temporal_address: st
             async with asyncio.timeout(20):
                 while True:
                     try:
-                        outcome = await temporal.complete_wait(handle.id, "wait", "APPROVED")
+                        outcome = await told(handle.id, "APPROVED")
                         break
                     except Unreachable as error:
                         # The first workflow task of the second is not done yet.
@@ -143,16 +149,25 @@ async def test_wait_that_nobody_registered(waiting: Waiter, temporal_address: st
                         await asyncio.sleep(0.05)
             assert outcome is Outcome.DELIVERED
             assert await handle.result() == "APPROVED"
-    again = [
-        await temporal.complete_wait(lost.handle.id, "wait", value)
-        for value in ("APPROVED", "REJECTED")
-    ]
+    again = [await told(lost.handle.id, value) for value in ("APPROVED", "REJECTED")]
     assert again == [Outcome.ALREADY_COMPLETED, Outcome.CONFLICT]
-    assert await temporal.complete_wait("no-such", "wait", "APPROVED") is Outcome.UNDELIVERABLE
+    assert await told("no-such", "APPROVED") is Outcome.UNDELIVERABLE
     # One that is yet to be started is waited for.
     with pytest.raises(Unreachable, match="not started yet") as caught:
-        await temporal.complete_wait("no-such", "wait", "APPROVED", started=False)
+        await told("no-such", "APPROVED", started=False)
     assert not caught.value.down
+
+
+async def test_wait_of_another_run(waiting: Waiter) -> None:
+    """X7: a workflow id may serve again, for another expense, whose wait has another argument."""
+    temporal, other = Temporal(), await waiting()
+    await other.address()
+    wait = (other.handle.id, "wait", "another expense", "REJECTED")
+    with pytest.raises(Unreachable, match="does not wait for this activity") as caught:
+        await temporal.complete_wait(*wait, started=True)
+    assert not caught.value.down
+    await other.handle.terminate()
+    assert await temporal.complete_wait(*wait, started=True) is Outcome.UNDELIVERABLE
 
 
 async def test_ids_without_the_run(waiting: Waiter) -> None:

@@ -15,19 +15,21 @@ NOW = datetime(2026, 11, 20, 9, tzinfo=UTC)
 
 @pytest.mark.django_db(transaction=True)
 def test_two_relays_never_lease_the_same() -> None:
-    """X1: racing relays share the messages out, without one left or taken twice."""
+    """X1: racing relays share the messages out, without one left or taken twice, though each read
+    the clock at another moment."""
     Message.objects.bulk_create(
         Message(kind="k", key=str(number), payload={}, created_at=NOW, due_at=NOW)
         for number in range(200)
     )
     taken: list[str] = []
 
-    def lease() -> None:
-        while leased := delivery.lease_due(now=NOW, limit=7):
+    def lease(now: datetime) -> None:
+        while leased := delivery.lease_due(now=now, limit=7):
             taken.extend(one.key for one in leased)
         connection.close()
 
-    threads = [threading.Thread(target=lease) for _ in range(4)]
+    moments = [NOW + timedelta(milliseconds=number) for number in range(4)]
+    threads = [threading.Thread(target=lease, args=[now]) for now in moments]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -42,10 +44,10 @@ def waiting(pk: int, *, due: float, **fields: object) -> Message:
 def test_who_is_taken() -> None:
     """X1: what is due, oldest first, and what is due later than any lease ends, since the clock
     was set back; not what is settled, or held."""
-    due = [waiting(1, due=0), waiting(2, due=-2), waiting(3, due=-1), waiting(4, due=15.001)]
+    due = [waiting(1, due=0), waiting(2, due=-2), waiting(3, due=-1), waiting(4, due=30.001)]
     others = [
         waiting(5, due=0.001),
-        waiting(6, due=15),
+        waiting(6, due=30),
         waiting(7, due=-9, outcome=Outcome.DELIVERED, settled_at=NOW),
     ]
     taken = delivery.take([*others, *due], now=NOW, limit=9)

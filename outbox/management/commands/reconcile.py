@@ -42,7 +42,7 @@ class Command(TemporalCommand):
             asyncio.run(self._run(fix))
         except DatabaseError as error:
             raise CommandError(
-                f"The database is not ready ({error}). Run `make up` first."
+                f"The database cannot be used ({error}). See that it is up and migrated."
             ) from error
         except KeyboardInterrupt:
             raise CommandError("Stopped before the end.", returncode=130) from None
