@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup up test chaos lint
+.PHONY: help setup up test chaos mutants lint
 
 UV := $(or $(shell command -v uv 2>/dev/null),$(CURDIR)/.tools/bin/uv)
 PYTHON := .venv/bin/python
@@ -21,6 +21,9 @@ chaos: setup  ## break everything under load and check that nothing is lost; N=2
 	@exec $(PYTHON) $(if $(filter postgres,$(DB)),-m tests.postgres $(PYTHON)) -m tests.chaos \
 	  $(if $(N),--expenses $(N)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(OUTAGE),--outage $(OUTAGE)) $(if $(FROZEN),--frozen) $(ARGS)
+
+mutants: setup  ## plant one-line defects in a copy of the code: does the suite catch each?; ARGS="payment"
+	@exec $(PYTHON) -m tests.mutants $(ARGS)
 
 lint: setup  ## format check, lint, types, import contracts, missing migrations
 	$(PYTHON) -m ruff format --check .

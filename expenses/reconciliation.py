@@ -84,7 +84,7 @@ def judge(record: Record, run: client.Run | None, now: datetime) -> Difference |
     A workflow that Temporal does not know is a difference while the expense is not settled; after
     that its history may have gone by retention (design rule 3).
     """
-    if run is not None and run.status == "running":
+    if run is not None and run.status in ("running", "paused"):
         if record.state != State.CREATED and _waits(record, run, now):
             return _difference(record, "its workflow waits for the decision", _DELIVER)
         return None

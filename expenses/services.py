@@ -312,11 +312,14 @@ def start_again(expense: Expense) -> bool:
     """Queue the start of the workflow `expense_<id>` that ended without a result, or that Temporal
     lost; False where it is queued already.
 
-    What was done is answered as done (design rule 4), and the decision is there for its wait.
+    What was done is answered as done (design rule 4). Its wait is told the decision when it
+    registers, so that a message that found nobody needs no attention any more.
     """
-    return outbox.enqueue_again(
-        handlers.START_WORKFLOW, start_key(expense.expense_id), _start(expense.expense_id)
-    )
+    with transaction.atomic():
+        outbox.supersede(decision_key(expense.expense_id))
+        return outbox.enqueue_again(
+            handlers.START_WORKFLOW, start_key(expense.expense_id), _start(expense.expense_id)
+        )
 
 
 def record_payment(

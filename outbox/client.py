@@ -53,6 +53,13 @@ class Unreachable(Exception):
         super().__init__(text)
 
 
+class Paused(Unreachable):
+    """Somebody paused the workflow in Temporal."""
+
+    def __init__(self) -> None:
+        super().__init__("The workflow is paused in Temporal.", down=False)
+
+
 class WorkflowFailed(Exception):
     """The workflow ended without a result; the text is its cause."""
 
@@ -68,7 +75,7 @@ class OpenActivity:
 
 @dataclass(frozen=True)
 class Run:
-    """The current run of a workflow, by its id: `status` by the server's name ("running",
+    """The current run of a workflow, by its id: `status` by the server's name ("running", "paused",
     "completed", "failed", "canceled", "terminated", "timed out"), what it waits for while it runs,
     and what it returned, as far as that is one of the values asked for."""
 
@@ -193,7 +200,10 @@ class Temporal:
 
         `results` are those that :attr:`Run.returned` tells from others. Raises Unreachable.
         """
-        description = await self._describe(workflow_id)
+        try:
+            description = await self._describe(workflow_id)
+        except Paused:
+            return Run("", "paused")
         if description is None or description.status is None:
             return None
         status = description.status.name.lower().replace("_", " ")
@@ -316,6 +326,8 @@ class Temporal:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 return await handle.describe()
+        except ValueError as error:  # the SDK knows no such status
+            raise Paused from error
         except (RPCError, RuntimeError, TimeoutError) as error:
             if (
                 isinstance(error, RPCError)

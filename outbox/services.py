@@ -52,6 +52,13 @@ def enqueue_again(kind: str, key: str, payload: dict[str, Any]) -> bool:
     return Message.objects.get_or_create(key=key, defaults=again)[1]
 
 
+def supersede(key: str) -> None:
+    """The message ended with an alarm, and its effect comes about in another way."""
+    Message.objects.filter(NEEDS_ATTENTION, key=key).update(
+        outcome=Outcome.ALREADY_COMPLETED, last_error="Superseded: the workflow is started again."
+    )
+
+
 def waiting(keys: Iterable[str]) -> set[str]:
     """Those of the keys whose messages are still to be delivered."""
     messages = Message.objects.filter(key__in=keys, settled_at=None)

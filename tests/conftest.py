@@ -9,15 +9,27 @@ from typing import Any
 import pytest
 from django.db import connection, connections
 from django.test import Client
-from hypothesis import settings
+from hypothesis import HealthCheck, Phase, settings
 
 from approvals.models import AuditEntry
 from tests import factories
 from tests.servers import TemporalServer
 
 # The same examples in every run; others with `--hypothesis-profile=explore --hypothesis-seed=N`.
-settings.register_profile("suite", derandomize=True, database=None, deadline=None)
-settings.register_profile("explore", database=None, deadline=None)
+# A machine under load says nothing of a test.
+settings.register_profile(
+    "suite",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+suite = settings.get_profile("suite")
+settings.register_profile("explore", suite, derandomize=False)
+# For who wants to know just whether a test fails.
+settings.register_profile(
+    "unshrunk", suite, phases=[phase for phase in Phase if phase is not Phase.shrink]
+)
 settings.load_profile("suite")
 
 Unchanged = Callable[..., AbstractContextManager[None]]

@@ -30,7 +30,7 @@ from expenses import reconciliation, services
 from expenses.models import Expense, LedgerEntry, State
 from expensesite.management.commands import relay as relay_command
 from outbox import client, relay
-from outbox.models import Message, Outcome
+from outbox.models import NEEDS_ATTENTION, Message, Outcome
 from outbox.reconciliation import Difference, Reconciler
 from tests import factories
 from tests.conftest import Unchanged, at_once
@@ -101,7 +101,7 @@ class Installation:
         )
 
     async def ends(self, expense_id: str) -> str:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(40):
             return await self.workflow(expense_id).result()
 
 
@@ -122,7 +122,7 @@ async def worked(installation: Installation) -> AsyncIterator[Installation]:
         yield installation
 
 
-async def until(ask: Callable[[], Any], seconds: float = 20) -> Any:
+async def until(ask: Callable[[], Any], seconds: float = 40) -> Any:
     """The first true answer of a question to the database."""
     async with asyncio.timeout(seconds):
         while not (answer := await sync_to_async(ask)()):
@@ -167,7 +167,7 @@ async def suspected() -> list[Difference]:
 
 async def until_suspected(count: int = 1) -> list[Difference]:
     """What the relay's look finds, once the visibility store has caught up."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while len(found := await suspected()) < count:
             await asyncio.sleep(0.1)
         return found
@@ -218,7 +218,9 @@ async def nothing_changes(unchanged: Unchanged) -> None:
                 asyncio.run(Reconciler().step())
                 output = io.StringIO()
                 call_command("reconcile", "--fix", stdout=output)
-                assert output.getvalue() == "Nothing differs.\n"
+                assert (
+                    output.getvalue() == "Nothing differs, but for what changed in the last 30 s.\n"
+                )
         connections.close_all()
 
     await asyncio.to_thread(compare)
@@ -298,7 +300,33 @@ async def test_lost_decision_of_a_plain_client(server: TemporalServer) -> None:
         assert (code, output.splitlines()[-1]) == (0, "1 differs; 1 queued, and a relay delivers.")
         assert await deliver() == 1
         assert await wait.handle.result() == "REJECTED"
-    assert await all_differences() == []
+        assert await all_differences() == []
+        # The workflow id serves again, and waits at an activity of the same id.
+        again = await start(workflow_id=wait.handle.id)
+        assert (await again.address()).activity_id == address.activity_id
+        assert await all_differences() == []
+        await again.handle.terminate()
+
+
+def test_workflow_that_serves_again() -> None:
+    """X7: of the expenses that a workflow id served, the open one is compared with it, whatever the
+    clocks of the machines that made them; else the newest."""
+    later = factories.NOW + timedelta(days=1)
+    factories.expense("settled", State.REJECTED, workflow_id="again", now=later)
+    served = factories.expense("open", State.CREATED, workflow_id="again")
+    compared = reconciliation._compared().values_list("expense_id", flat=True)
+    assert list(compared) == ["open"]
+    services.decide_expense(
+        served,
+        verdict=Verdict.APPROVED,
+        actor=actors.LOCAL,
+        route=Route.PROTOCOL,
+        now=factories.NOW,
+    )
+    assert list(compared.all()) == ["open"]
+    served.refresh_from_db()
+    services.record_payment(served, actor=actors.LOCAL, route=Route.PROTOCOL, now=factories.NOW)
+    assert list(compared.all()) == ["settled"]
 
 
 async def test_nothing_differs_while_it_goes_on(worked: Installation) -> None:
@@ -308,19 +336,22 @@ async def test_nothing_differs_while_it_goes_on(worked: Installation) -> None:
     verdicts = [Verdict.APPROVED, Verdict.APPROVED, Verdict.REJECTED] * 8
     ids = await asyncio.gather(*(worked.start() for _ in verdicts))
 
+    looked = asyncio.Event()
+
     async def carry() -> list[str]:
-        await asyncio.gather(*map(decide, ids, verdicts))
+        await asyncio.gather(*map(decide, ids[1:], verdicts[1:]))
+        await looked.wait()
+        await decide(ids[0], verdicts[0])
         return await asyncio.gather(*map(worked.ends, ids))
 
     carried = asyncio.create_task(carry())
-    looks = 0
     while not carried.done():
-        assert await all_differences() == []
-        assert await suspected() == []
-        looks += 1
+        for _ in range(2):
+            assert await all_differences() == []
+            assert await suspected() == []
+        looked.set()
     relaying.stop()
     await task
-    assert looks > 1
     assert await carried == ["COMPLETED", "COMPLETED", ""] * 8
     assert await all_differences() == []
 
@@ -388,9 +419,14 @@ async def test_terminated(
     assert output.endswith("1 differs; 1 can be queued with --fix.")
     assert await sync_to_async(factories.records)() == before
 
+    assert await Message.objects.filter(NEEDS_ATTENTION).acount() == 1
     assert (await reconcile("--fix"))[0] == 0
+    assert await Message.objects.filter(NEEDS_ATTENTION).acount() == 0
     # Queued already: nothing is to be done until that is delivered.
-    assert await reconcile("--fix") == (0, "Nothing differs.\n")
+    assert await reconcile("--fix") == (
+        0,
+        "Nothing differs, but for what changed in the last 30 s.\n",
+    )
     assert await deliver() == 1
     assert await worked.ends(expense_id) == "COMPLETED"
     assert await paid_once(expense_id)
@@ -456,7 +492,7 @@ async def test_wiped_server(
                 ).exists()
             )
             await decide(created)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 while not await deliver():
                     await asyncio.sleep(0.1)
             assert await again.ends(created) == "COMPLETED"
@@ -592,7 +628,7 @@ async def test_relay_compares_by_itself(worked: Installation) -> None:
     with contextlib.suppress(TimeoutError):
         assert await worked.ends(expense_id) == "COMPLETED"
     os.kill(os.getpid(), signal.SIGTERM)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         await running
     assert await paid_once(expense_id)
 

@@ -312,10 +312,10 @@ def cases(points: Sequence[Point]) -> list[Any]:
 # request.
 SHORTER: Final = {
     "outbox.services:COMMIT_LEASE": timedelta(seconds=1),
-    "outbox.delivery:ATTEMPT_SECONDS": 2.5,
-    "outbox.delivery:RELAY_LEASE": timedelta(seconds=3),
+    "outbox.delivery:ATTEMPT_SECONDS": 3.5,
+    "outbox.delivery:RELAY_LEASE": timedelta(seconds=4.5),
     "outbox.delivery:LONGEST_BACKOFF_SECONDS": 2.0,
-    "outbox.client:CALL_SECONDS": 1.0,
+    "outbox.client:CALL_SECONDS": 1.5,
     "outbox.deliverer:PAUSE_SECONDS": 0.2,
     "outbox.relay:PROBE_SECONDS": 0.2,
     "worker.site:TOTAL_SECONDS": 1.5,

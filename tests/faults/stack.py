@@ -22,8 +22,10 @@ from tests.faults.points import Action, Faults, Point
 from tests.faults.proxy import ReplyDropper
 from tests.servers import free_port
 
-# What `up` gives a process, and no more (its supervisor kills it then).
-STOP_SECONDS = 10.0
+# What a request that waits for SQLite's lock may take on a slow machine; granian cuts it then.
+REQUEST_SECONDS = 20
+# Longer than any process has reason to take.
+STOP_SECONDS = 40.0
 _TARGETS = {
     "web": "tests.faults.launch:application",
     "relay": "relay",
@@ -140,6 +142,7 @@ class Stack:
             command = [
                 *_site("127.0.0.1", self.port)[:-1],
                 f"--workers={self._web_processes}",
+                f"--workers-kill-timeout={REQUEST_SECONDS}",
                 _TARGETS[name],
             ]
         inherited = {

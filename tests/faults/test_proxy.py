@@ -11,8 +11,11 @@ import httpx
 import pytest
 
 from tests.faults.proxy import ReplyDropper
-from tests.servers import eventually, free_port
+from tests.servers import eventually
 from tests.worker import sites
+
+# A timeout would be an error of its own.
+SECONDS = 60
 
 
 def test_reply_is_lost_after_the_work_was_done() -> None:
@@ -25,7 +28,7 @@ def test_reply_is_lost_after_the_work_was_done() -> None:
 
     with sites.scripted_site() as site, ReplyDropper(site.server_port, drops) as proxy:
         site.script("/kept", "ä" * 100_000)
-        with httpx.Client(base_url=proxy.url, trust_env=False) as client:
+        with httpx.Client(base_url=proxy.url, timeout=SECONDS, trust_env=False) as client:
             assert client.get("/kept").text == "ä" * 100_000
             with pytest.raises(httpx.RemoteProtocolError):
                 client.post("/lost?id=1", data={"form": "x" * 100_000})
@@ -59,23 +62,24 @@ def test_chunked_reply_is_passed_on_as_it_is() -> None:
 
     with sites.scripted_site() as site, ReplyDropper(site.server_port, lambda _: False) as proxy:
         site.script("/", chunked, "SUCCEED")
-        with httpx.Client(base_url=proxy.url, trust_env=False) as client:
+        with httpx.Client(base_url=proxy.url, timeout=SECONDS, trust_env=False) as client:
             assert client.get("/").text == "SUCCEED\r\n0\r\n\r\n"
             assert client.get("/").text == "SUCCEED"
 
 
 def test_site_that_refuses_or_dies_breaks_the_connection() -> None:
     """A kill of the site reaches the client as a transport error, not as an answer or a wait."""
-    port = free_port()
-    with ReplyDropper(port, lambda _: False) as proxy:
-        with pytest.raises(httpx.RemoteProtocolError):
-            httpx.get(proxy.url, trust_env=False)
-        with socket.create_server(("127.0.0.1", port)) as site:
+    with socket.socket() as site:
+        site.bind(("127.0.0.1", 0))
+        with ReplyDropper(site.getsockname()[1], lambda _: False) as proxy:
+            with pytest.raises(httpx.RemoteProtocolError):
+                httpx.get(proxy.url, timeout=SECONDS, trust_env=False)
+            site.listen()
             failed = threading.Event()
 
             def ask() -> None:
                 with pytest.raises(httpx.RemoteProtocolError):
-                    httpx.get(proxy.url, trust_env=False)
+                    httpx.get(proxy.url, timeout=SECONDS, trust_env=False)
                 failed.set()
 
             threading.Thread(target=ask).start()
@@ -120,10 +124,13 @@ async def test_hundreds_at_once() -> None:
         for number in range(300):
             site.script(f"/{number}", str(number))
         async with httpx.AsyncClient(
-            base_url=proxy.url, limits=httpx.Limits(max_connections=None), trust_env=False
+            base_url=proxy.url,
+            limits=httpx.Limits(max_connections=None),
+            timeout=SECONDS,
+            trust_env=False,
         ) as client:
             answers = await asyncio.gather(
-                *(client.get(f"/{number}", timeout=60) for number in range(300)),
+                *(client.get(f"/{number}") for number in range(300)),
                 return_exceptions=True,
             )
     for number, answer in enumerate(answers):

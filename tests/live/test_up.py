@@ -25,6 +25,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 ROOT = Path(__file__).resolve().parents[2]
 MANAGE = ROOT / "manage.py"
 TEMPORAL = Path(sys.executable).parent / "temporal"
+# `up` in which a child may take an hour to stop.
+PATIENT = """
+import runpy, sys
+from expensesite.management import supervisor
+supervisor.STOP_GRACE = 3600.0
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 OPTIONS = ("--port", "--temporal-port", "--temporal-ui-port")
 CHILDREN = ("temporal", "web", "worker", "relay")
 
@@ -385,17 +393,25 @@ def test_up_stops_with_a_killed_make(up: Up) -> None:
 def test_ctrl_c_before_ready_and_twice(tmp_path: Path) -> None:
     """design, Processes: Ctrl-C works before it is ready, and a second one waits for nobody."""
     early = Up(tmp_path)
-    process = subprocess.Popen(early.command(), env=environment(), stdout=subprocess.DEVNULL)
-    eventually(lambda: (tmp_path / "processes.json").exists() and len(early.pids()) == 4)
-    sessions = set(early.pids().values())
-    # It would be given ten seconds.
-    os.kill(early.pids()["temporal"], signal.SIGSTOP)
-    worker = early.pids()["worker"]
-    process.send_signal(signal.SIGINT)
-    # The worker is the first to be stopped.
-    eventually(lambda: processes_of({worker}) == {})
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=9) == 0
+    python, *command = early.command()
+    process = subprocess.Popen(
+        [python, "-c", PATIENT, *command],
+        env=environment(PYTHONPATH=str(ROOT)),
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        eventually(lambda: (tmp_path / "processes.json").exists() and len(early.pids()) == 4)
+        sessions = set(early.pids().values())
+        # It would be waited for.
+        os.kill(early.pids()["temporal"], signal.SIGSTOP)
+        worker = early.pids()["worker"]
+        process.send_signal(signal.SIGINT)
+        # The worker is the first to be stopped.
+        eventually(lambda: processes_of({worker}) == {})
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=40) == 0
+    finally:
+        process.kill()
     eventually(lambda: processes_of(sessions) == {})
 
 

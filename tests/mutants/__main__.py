@@ -1,8 +1,11 @@
 """`make mutants`: plant each defect in a copy of the code and see that the suite catches it."""
 
 import argparse
+import contextlib
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +20,7 @@ from rich.table import Table
 from tests.mutants.defects import DEFECTS
 
 ROOT = Path(__file__).resolve().parents[2]
+SUITE_SECONDS = 900
 # A test, not a module that could not be imported: such a defect shows itself.
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?::\S+)", re.MULTILINE)
 
@@ -77,9 +81,22 @@ def _copy(to: Path) -> Path:
 
 
 def _suite(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "2", "--dist", "loadfile", *tests]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout
+    """Exit code and output; that of a suite which is killed after SUITE_SECONDS is negative."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "2", "--dist", "loadfile"]
+    command += ["--hypothesis-profile=unshrunk", *tests]
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(SUITE_SECONDS)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # nothing of it is left
+                os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
+        output.seek(0)
+        return code, output.read()
 
 
 if __name__ == "__main__":

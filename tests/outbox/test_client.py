@@ -9,17 +9,19 @@ from pathlib import Path
 import pytest
 from temporalio.api.common.v1 import Payload, Payloads, WorkflowExecution
 from temporalio.api.workflowservice.v1 import (
+    PauseWorkflowExecutionRequest,
     ResetWorkflowExecutionRequest,
     RespondActivityTaskCompletedRequest,
+    UnpauseWorkflowExecutionRequest,
 )
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from outbox.addresses import Address, ids_in_token
-from outbox.client import Temporal, Unreachable, connect_options
+from outbox.client import Run, Temporal, Unreachable, connect_options
 from outbox.models import Outcome
 from tests.outbox.conftest import Waiter, Waiting, waiter
-from tests.servers import TemporalServer
+from tests.servers import FAST, TemporalServer
 
 
 @pytest.fixture(autouse=True)
@@ -232,6 +234,31 @@ async def test_wiped_server_and_other_namespace(
             assert not raised.value.down
     finally:
         other.kill()
+
+
+async def test_paused_workflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """X1: a workflow that somebody paused is told when it goes on; nothing fails meanwhile."""
+    with TemporalServer(config=[*FAST, "frontend.WorkflowPauseEnabled=true"]) as server:
+        monkeypatch.setenv("TEMPORAL_ADDRESS", server.address)
+        client, temporal = await Client.connect(server.address), Temporal()
+        async with waiter(client) as start:
+            begun = await start()
+            await begun.address()
+            handle = begun.handle
+            who = {"namespace": "default", "workflow_id": handle.id}
+            await client.workflow_service.pause_workflow_execution(
+                PauseWorkflowExecutionRequest(**who)
+            )
+            wait = (handle.id, "wait", handle.id, "APPROVED")
+            with pytest.raises(Unreachable, match="paused") as raised:
+                await temporal.complete_wait(*wait, started=True)
+            assert not raised.value.down
+            assert await temporal.run_of(handle.id, results=[]) == Run("", "paused")
+            await client.workflow_service.unpause_workflow_execution(
+                UnpauseWorkflowExecutionRequest(**who)
+            )
+            assert await temporal.complete_wait(*wait, started=True) is Outcome.DELIVERED
+            assert await handle.result() == "APPROVED"
 
 
 async def test_dead_frozen_and_restarted_server(

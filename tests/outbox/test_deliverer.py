@@ -102,9 +102,12 @@ def test_without_a_deliverer_the_relay_has_it_at_once() -> None:
     assert services.wait_for_report([message]) == [None]
 
 
-def test_a_frozen_server_holds_nobody_up(delivering: None, server: TemporalServer) -> None:
+def test_a_frozen_server_holds_nobody_up(
+    delivering: None, server: TemporalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """X1, design rule 2: the commit does not wait for Temporal; once it is known to be silent,
     nobody waits for a report, and the relay has the next message at once."""
+    monkeypatch.setattr(deliverer, "PAUSE_SECONDS", 3600.0)
     server.signal(signal.SIGSTOP)
     first = enqueue(Address(b"garbage"), "first")
     assert first.delivery is not None
@@ -116,8 +119,12 @@ def test_a_frozen_server_holds_nobody_up(delivering: None, server: TemporalServe
     second = enqueue(Address(b"garbage"), "second")
     assert second.delivery is None
     assert second.due_at == second.created_at
+    # The pause that follows the next silence ends by itself.
+    monkeypatch.setattr(deliverer, "PAUSE_SECONDS", 0.2)
+    deliverer.hand_over(second)
+    assert second.delivery is not None
+    assert second.delivery.result(20) is None
     server.signal(signal.SIGCONT)
-    # The pause ends by itself.
     eventually(deliverer.is_ready)
     third = enqueue(Address(b"garbage"), "third")
     assert third.delivery is not None

@@ -154,7 +154,11 @@ class TestCommand:
 
     def test_nothing_differs(self, domain: Domain) -> None:
         """X1: exit code 0 where nothing differs."""
-        assert reconcile() == reconcile("--fix") == (0, "Nothing differs.\n")
+        assert (
+            reconcile()
+            == reconcile("--fix")
+            == (0, "Nothing differs, but for what changed in the last 30 s.\n")
+        )
 
     def test_something_differs(self, domain: Domain) -> None:
         """X1: exit code 2 and a table, in which an id is what it is; nothing is queued unasked."""

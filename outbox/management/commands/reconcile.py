@@ -65,7 +65,7 @@ class Command(TemporalCommand):
             if found:
                 self.stdout.write(_lines(table))
         if not found:
-            self.stdout.write("Nothing differs.")
+            self.stdout.write("Nothing differs, but for what changed in the last 30 s.")
             return
         differ = f"{found} {'differs' if found == 1 else 'differ'}; {fixable}"
         if fix and fixable == found:
