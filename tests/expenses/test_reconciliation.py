@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.core.management import CommandError, call_command
+from django.core.management import call_command
 from django.db import connections
 from django.utils import timezone
 from pytest_django.live_server_helper import LiveServer
@@ -34,6 +34,7 @@ from outbox.models import NEEDS_ATTENTION, Message, Outcome
 from outbox.reconciliation import Difference, Reconciler
 from tests import factories
 from tests.conftest import Unchanged, at_once
+from tests.outbox import conftest
 from tests.outbox.conftest import waiter
 from tests.servers import TemporalServer
 from worker import contracts
@@ -174,18 +175,8 @@ async def until_suspected(count: int = 1) -> list[Difference]:
 
 
 async def reconcile(*arguments: str) -> tuple[int, str]:
-    """Exit code of the command and what it says."""
-
-    def run() -> tuple[int, str]:
-        output = io.StringIO()
-        try:
-            call_command("reconcile", *arguments, stdout=output)
-        except CommandError as error:
-            return error.returncode, output.getvalue() + str(error)
-        return 0, output.getvalue()
-
     # Not the thread in which the command uses the database.
-    return await asyncio.to_thread(run)
+    return await asyncio.to_thread(conftest.reconcile, *arguments)
 
 
 def said(difference: Difference) -> tuple[str, str, str, str]:

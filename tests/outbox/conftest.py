@@ -1,6 +1,7 @@
 """A workflow that waits for one asynchronous activity, and the address it waits at."""
 
 import asyncio
+import io
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 from temporalio import activity, workflow
 from temporalio.client import Client, WorkflowHandle
 from temporalio.common import RetryPolicy
@@ -95,3 +97,13 @@ class waiter:  # noqa: N801 (used as a context manager)
 
     async def __aexit__(self, *error: Any) -> None:
         await self._worker.__aexit__(*error)
+
+
+def reconcile(*arguments: str) -> tuple[int, str]:
+    """Exit code of `manage.py reconcile` and what it says."""
+    output = io.StringIO()
+    try:
+        call_command("reconcile", *arguments, stdout=output)
+    except CommandError as error:
+        return error.returncode, output.getvalue() + str(error)
+    return 0, output.getvalue()

@@ -1,18 +1,17 @@
 """What waits or failed is queued again, and the comparison runs for any domain."""
 
 import asyncio
-import io
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connections
 
 from outbox import client, delivery, reconciliation, services
 from outbox.models import ALARMING, Message, Outcome
 from outbox.reconciliation import Comparison, Difference, Reconciler
+from tests.outbox.conftest import reconcile
 from tests.servers import free_port
 
 NOW = datetime(2026, 11, 20, 9, tzinfo=UTC)
@@ -132,15 +131,6 @@ def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[Domain]:
     comparison = Comparison(lambda: len(domain.differences), domain.everything, domain.suspects)
     monkeypatch.setattr(reconciliation, "COMPARISONS", {"things": comparison})
     return domain
-
-
-def reconcile(*arguments: str) -> tuple[int, str]:
-    output = io.StringIO()
-    try:
-        call_command("reconcile", *arguments, stdout=output)
-    except CommandError as error:
-        return error.returncode, output.getvalue() + str(error)
-    return 0, output.getvalue()
 
 
 @pytest.mark.django_db(transaction=True)
