@@ -1,11 +1,35 @@
-"""The audit trail, for auditors. A request's own page shows its part of it."""
+"""The desk where requests of every kind are decided, and the audit trail, for auditors."""
 
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+from urllib.parse import quote
 
-from django.contrib import admin
+from django.conf import settings
+from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
+from django.db.models import QuerySet, Subquery
+from django.db.models.expressions import Combinable
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.formats import localize
+from django.utils.text import capfirst
+from django.utils.timesince import timesince
+from unfold.decorators import display
 
+from access.actors import Actor
 from access.admin import ReadOnlyAdmin
-from approvals.models import AuditEntry
+from access.text import clean_text
+from approvals import services
+from approvals.models import AuditEntry, Route, Verdict
+from outbox import handlers
+from outbox import services as outbox
+from outbox.models import Message, Outcome
+
+_NOTIFIED = (Outcome.DELIVERED, Outcome.ALREADY_COMPLETED)
 
 
 @admin.register(AuditEntry)
@@ -15,3 +39,227 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     search_fields: ClassVar = ["subject_id", "actor"]
     ordering: ClassVar = ["-at"]
     show_full_result_count = False
+
+
+class TrailRow(NamedTuple):
+    """Something that happened to a request, as its page shows it."""
+
+    at: datetime
+    what: str
+    who: str
+    route: str
+    why: str
+
+
+class DecidableAdmin(ReadOnlyAdmin):
+    """The desk for one kind of request: ticked rows are decided on its list, and each row on its
+    page, which shows the audit trail and what became of the messages to its workflow.
+
+    The model has a `state`, and `created_at`, `submitter`, `decision`, `workflow_id` and `money()`.
+    The subclass gives what is declared here, a `get_queryset` that is made `with_delivery`, and
+    may add to `actions`, to the `buttons` of a page and to the `trail`. Every action asks a service
+    for each row (:meth:`for_each`), which refuses and audits whom it does not serve.
+    """
+
+    subject: ClassVar[str]
+    # The field with the id by which people and the audit trail know a request.
+    id_field: ClassVar[str]
+    # The state in which it waits for its decision.
+    pending: ClassVar[str]
+    decide_permission: ClassVar[str]
+    # The service that decides: `(request, *, verdict, actor, route, reason, now)`, the message to
+    # the workflow or None. Raises Refused and WrongState of approvals.services.
+    decide: ClassVar[Callable[..., Message | None]]
+    # What the person is told where the service made no message.
+    unsent: ClassVar = ""
+
+    ordering: ClassVar = ["-created_at"]
+    show_full_result_count = False
+    list_disable_select_all = True
+    actions: ClassVar = ["approve", "reject"]
+    change_form_outer_before_template = "admin/approvals/decide.html"
+    change_form_outer_after_template = "admin/approvals/trail.html"
+
+    def has_decide_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm(self.decide_permission)
+
+    def to_field_allowed(self, request: HttpRequest, to_field: str) -> bool:
+        # What knows just the request's own id links by it.
+        allowed: bool = to_field == self.id_field or super().to_field_allowed(request, to_field)
+        return allowed
+
+    # What is shown.
+
+    @display(description="age", ordering="created_at")
+    def age(self, row: Any) -> str:
+        return timesince(row.created_at, depth=1)
+
+    @display(
+        description="workflow",
+        label={
+            "started": "info",
+            "notified": "success",
+            "queued": "warning",
+            "conflict": "danger",
+            "undeliverable": "danger",
+        },
+    )
+    def delivery(self, row: Any) -> str | None:
+        """What became of the newest message to its workflow: its start, or the decision."""
+        if not row.message:
+            return None
+        if row.outcome is None:
+            return "queued"
+        if row.outcome in _NOTIFIED:
+            return "started" if row.message == handlers.START_WORKFLOW else "notified"
+        return "conflict" if row.outcome == Outcome.CONFLICT else "undeliverable"
+
+    def decided_at(self, row: Any) -> Any:
+        return row.decision and localize(row.decision.at)
+
+    def reason(self, row: Any) -> Any:
+        return row.decision and row.decision.reason
+
+    def buttons(self, request: HttpRequest, row: Any) -> dict[str, str]:
+        """The actions that the page of this row offers beside approve and reject, with labels."""
+        return {}
+
+    def trail(self, row: Any) -> list[TrailRow]:
+        """What the page tells of this row's past, oldest first (requirements X5)."""
+        return [
+            TrailRow(
+                entry.at,
+                entry.get_event_display(),
+                entry.actor,
+                entry.get_route_display(),
+                entry.reason,
+            )
+            for entry in services.trail(self.subject, getattr(row, self.id_field))
+        ]
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        row = kwargs.get("obj")
+        if row is not None:
+            context |= {
+                "title": capfirst(self.opts.verbose_name),
+                "trail": self.trail(row),
+                "may_decide": row.state == self.pending
+                and services.may_decide(
+                    Actor.of(request.user),  # type: ignore[arg-type]
+                    permission=self.decide_permission,
+                    submitter_id=row.submitter_id,
+                ),
+                "buttons": self.buttons(request, row),
+            }
+            if row.message_id and request.user.has_perm("outbox.view_message"):
+                context["delivery_url"] = reverse(
+                    "admin:outbox_message_change", args=[row.message_id]
+                )
+            if settings.TEMPORAL_UI_URL and row.workflow_id:
+                context["run_url"] = (
+                    f"{settings.TEMPORAL_UI_URL}/namespaces/{settings.TEMPORAL_NAMESPACE}"
+                    f"/workflows/{quote(row.workflow_id, safe='')}"
+                )
+        response: HttpResponse = super().render_change_form(request, context, *args, **kwargs)
+        return response
+
+    # What is done. The decorator is Django's: Unfold's answers 403 before the service is asked.
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        """Those that the person is offered; to a POST all, so that what was not offered is refused
+        by its service, and audited, where Django would drop it (X3)."""
+        if request.method == "POST":
+            return {name: self.get_action(name) for name in self.actions}
+        offered: dict[str, Any] = super().get_actions(request)
+        return offered
+
+    @admin.action(description="Approve", permissions=["decide"])
+    def approve(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        return self.decide_each(request, queryset, Verdict.APPROVED)
+
+    @admin.action(description="Reject", permissions=["decide"])
+    def reject(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        return self.decide_each(request, queryset, Verdict.REJECTED)
+
+    def decide_each(
+        self, request: HttpRequest, queryset: QuerySet[Any], verdict: Verdict
+    ) -> HttpResponse | None:
+        service = partial(self.decide, verdict=verdict)
+        return self.for_each(request, queryset, service, done=verdict.label.capitalize())
+
+    def for_each(
+        self,
+        request: HttpRequest,
+        queryset: QuerySet[Any],
+        service: Callable[..., Message | None],
+        *,
+        done: str,
+    ) -> HttpResponse | None:
+        """Call `service(row, actor=…, route=…, reason=…, now=…)` for each row, the oldest first,
+        and tell the person what became of each. Answers with a page that asks for the reason where
+        the service misses it."""
+        try:
+            reason = clean_text(request.POST.get("reason", ""), field="reason")
+        except ValidationError as error:
+            messages.error(request, error.messages[0])
+            return None
+        names: list[str] = []
+        notices: list[Message] = []
+        for row in queryset.order_by("created_at"):
+            try:
+                notice = service(
+                    row,
+                    actor=Actor.of(request.user),  # type: ignore[arg-type]
+                    route=Route.ADMIN,
+                    reason=reason,
+                    now=timezone.now(),
+                )
+            except services.WrongState as error:
+                messages.warning(request, f"Skipped: {error}")
+            except services.ReasonMissing:
+                return self._ask_reason(request, queryset)
+            except services.Refused as error:
+                messages.error(request, f"Skipped: {row}. {error}")
+            else:
+                names.append(str(row))
+                notices += [notice] if notice else []
+        if names:
+            listed = ", ".join(names[:5])
+            if len(names) > 5:
+                listed += f" and {len(names) - 5} more"
+            report = _report(notices) if notices else self.unsent
+            messages.success(request, f"{done}: {listed}. {report}")
+        return None
+
+    def _ask_reason(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse:
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": "Why are they rejected?" if queryset.count() > 1 else "Why is it rejected?",
+            "rows": queryset.order_by("created_at"),
+            "pending": self.pending,
+        }
+        return TemplateResponse(request, "admin/approvals/reject.html", context)
+
+
+def with_delivery(requests: QuerySet[Any], keys: Iterable[Combinable]) -> QuerySet[Any]:
+    """The requests, each with the kind (`message`), `message_id` and `outcome` of the newest of the
+    messages with these keys."""
+    newest = Message.objects.filter(key__in=keys).order_by("-pk")[:1]
+    annotated: QuerySet[Any] = requests.annotate(
+        message=Subquery(newest.values("kind")),
+        message_id=Subquery(newest.values("pk")),
+        outcome=Subquery(newest.values("outcome")),
+    )
+    return annotated
+
+
+def _report(notices: list[Message]) -> str:
+    outcomes = outbox.wait_for_report(notices)
+    if not all(outcome is None or outcome in _NOTIFIED for outcome in outcomes):
+        return "Not every workflow could be notified; the Workflow column shows which."
+    if None in outcomes:
+        return "Queued: Temporal is unreachable, it will be notified."
+    return "Workflow notified." if len(notices) == 1 else "Workflows notified."

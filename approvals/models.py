@@ -50,12 +50,19 @@ class Route(models.TextChoices):
     PAGE = "page", "list page"
     PROTOCOL = "protocol", "plain protocol"
     REST = "rest", "REST API"
+    COMMAND = "command", "command line"
+    SIGNAL = "signal", "signal"
+    WORKFLOW = "workflow", "workflow"
 
 
 class Verdict(models.TextChoices):
+    """How the wait for a decision ended."""
+
     APPROVED = "APPROVED", "approved"
     REJECTED = "REJECTED", "rejected"
     WITHDRAWN = "WITHDRAWN", "withdrawn"
+    # Nobody decided while the approval window was open.
+    EXPIRED = "EXPIRED", "expired"
 
 
 # What people and programs ask for, by its name in forms and paths.
@@ -116,7 +123,13 @@ class AuditEntry(Record):
         APPROVED = "approved", "approved"
         REJECTED = "rejected", "rejected"
         WITHDRAWN = "withdrawn", "withdrawn"
+        EXPIRED = "expired", "expired"
         PAID = "paid", "paid"
+        CANCELLED = "cancelled", "cancelled"
+        RETRIED = "retried", "retried"
+        COMPLETED = "completed", "completed"
+        FAILED = "failed", "failed"
+        ADJUSTED = "adjusted", "adjusted"
         REFUSED = "refused", "refused"
 
     subject = models.CharField(max_length=20, help_text="Kind of the request: expense, order.")

@@ -1,5 +1,6 @@
 """Who may decide what, and the record of it: one home for every kind of request."""
 
+import logging
 import uuid
 from datetime import datetime
 
@@ -7,6 +8,8 @@ from django.db.models import QuerySet
 
 from access import actors
 from approvals.models import AuditEntry, Decision, Route, Verdict
+
+log = logging.getLogger(__name__)
 
 
 class Refused(Exception):
@@ -25,22 +28,71 @@ class ReasonMissing(Refused):
     pass
 
 
+class WrongState(Exception):
+    """The state of the request does not allow what was asked for. The text is a sentence for the
+    person, with the request's name."""
+
+
+class AlreadyDecided(WrongState):
+    """The one decision is taken; `verdict` is the one that stands."""
+
+    def __init__(self, name: str, decision: Decision) -> None:
+        self.verdict = Verdict(decision.verdict)
+        super().__init__(f"{name} was already {self.verdict.label} by {decision.actor}.")
+
+
 def check_may_decide(
     actor: actors.Actor,
     *,
     verdict: Verdict,
     permission: str,
+    subject: str,
+    subject_id: str,
     submitter_id: int | None,
     reason: str,
+    route: Route,
+    now: datetime,
 ) -> None:
     """The rule for every kind of request and every route (requirements X3).
 
     Approving and rejecting take the permission and are never for one's own request, superusers
-    included; a rejection gives its reason; only the submitter withdraws.
+    included; a rejection gives its reason; only the submitter withdraws; only the request's own
+    workflow says that its approval window is over (O4).
 
-    Raises NotPermitted, SelfApproval or ReasonMissing.
+    Raises NotPermitted or SelfApproval, which are put into the audit trail, so this runs before
+    the transaction of the decision; or ReasonMissing, which is not: whoever may decide is asked.
     """
+    try:
+        _apply_rule(
+            actor,
+            verdict=verdict,
+            permission=permission,
+            submitter_id=submitter_id,
+            reason=reason,
+            route=route,
+        )
+    except ReasonMissing:
+        raise
+    except Refused as refusal:
+        attempt = f"{verdict.label}: {refusal}"
+        record_refusal(subject, subject_id, attempt, actor=actor, route=route, now=now)
+        raise
+
+
+def _apply_rule(
+    actor: actors.Actor,
+    *,
+    verdict: Verdict,
+    permission: str,
+    submitter_id: int | None,
+    reason: str = "",
+    route: Route | None = None,
+) -> None:
     own = actor.user is not None and actor.user.pk == submitter_id
+    if verdict == Verdict.EXPIRED:
+        if route != Route.WORKFLOW:
+            raise NotPermitted("Only its workflow says that an approval window is over.")
+        return
     if verdict == Verdict.WITHDRAWN:
         if not own:
             raise NotPermitted("Only the person who submitted a request can withdraw it.")
@@ -56,12 +108,8 @@ def check_may_decide(
 def may_decide(actor: actors.Actor, *, permission: str, submitter_id: int | None) -> bool:
     """Whether :func:`check_may_decide` would let the actor approve; for pages that offer it."""
     try:
-        check_may_decide(
-            actor,
-            verdict=Verdict.APPROVED,
-            permission=permission,
-            submitter_id=submitter_id,
-            reason="",
+        _apply_rule(
+            actor, verdict=Verdict.APPROVED, permission=permission, submitter_id=submitter_id
         )
     except Refused:
         return False
@@ -98,6 +146,28 @@ def record_decision(
         route=route,
         now=now,
         reason=reason,
+    )
+
+
+def record_refusal(
+    subject: str,
+    subject_id: str,
+    attempt: str,
+    *,
+    actor: actors.Actor,
+    route: Route,
+    now: datetime,
+) -> None:
+    """Put a refused attempt into the audit trail and the log (requirements X3)."""
+    log.warning("%s refused to %s: %s", subject_id, actor.name, attempt)
+    record_event(
+        AuditEntry.Event.REFUSED,
+        subject=subject,
+        subject_id=subject_id,
+        actor=actor,
+        route=route,
+        now=now,
+        reason=attempt,
     )
 
 

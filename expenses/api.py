@@ -7,13 +7,11 @@ once.
 
 import hashlib
 import re
-import threading
 import time
 import uuid
 from http import HTTPStatus
 from typing import Any, Final
 
-from django.conf import settings
 from django.contrib.auth.models import User
 from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
@@ -25,6 +23,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from access import prefer
 from access.actors import Actor
 from access.problems import Conflict
 from access.text import TEXT_LENGTH, validate_opaque_id
@@ -33,13 +32,8 @@ from approvals.models import VERDICT_OF_VERB, AuditEntry, Route, Verdict
 from expenses import services
 from expenses.models import Expense, LedgerEntry, State
 
-LONGEST_WAIT_SECONDS: Final = 60.0
-_POLL_SECONDS = 0.1
-_PREFER_WAIT = re.compile(r"\bwait=(\d{1,6})\b")
+_POLL_SECONDS: Final = 0.1
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-# A request that waits holds a thread; half of them stay free for those that do not.
-_waiting = threading.BoundedSemaphore(max(1, settings.WEB_THREADS // 2))
-
 _FINAL = (State.REJECTED, State.WITHDRAWN, State.COMPLETED)
 
 
@@ -223,7 +217,7 @@ class DecideView(APIView):
             raise exceptions.ValidationError({"reason": [str(error)]}) from error
         except approvals.Refused as error:
             raise exceptions.PermissionDenied(str(error)) from error
-        except services.AlreadyDecided as error:
+        except approvals.AlreadyDecided as error:
             if error.verdict != verdict:
                 raise Conflict(str(error)) from error
         return _answer(request, _reread(expense), HTTPStatus.OK)
@@ -285,17 +279,11 @@ def _answer(request: Request, expense: Expense, status: HTTPStatus) -> Response:
 def _waited(request: Request, expense: Expense) -> tuple[Expense, bool]:
     """The expense once nothing more will happen to it, or as it is when the client's wait is over
     or half of the threads wait already; and whether the client got what it asked for."""
-    preference = _PREFER_WAIT.search(request.headers.get("Prefer", ""))
-    if preference is None:
-        return expense, True
-    if not _waiting.acquire(blocking=False):
-        return expense, expense.state in _FINAL
-    try:
-        seconds = min(float(preference[1]), LONGEST_WAIT_SECONDS)
+    with prefer.wait(request) as seconds:
+        if seconds is None:
+            return expense, True
         end = time.monotonic() + seconds
         while expense.state not in _FINAL and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
             expense = _reread(expense)
         return expense, expense.state in _FINAL
-    finally:
-        _waiting.release()

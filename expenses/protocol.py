@@ -372,7 +372,7 @@ def decide(
         services.decide_expense(
             expense, verdict=verdict, actor=actor, route=route, reason=reason, now=timezone.now()
         )
-    except services.AlreadyDecided as error:
+    except approvals.AlreadyDecided as error:
         if error.verdict != verdict:
             raise ProtocolError("INVALID_STATE", str(error)) from error
 
@@ -385,9 +385,13 @@ def _actor(
         return protocol.actor_of(request, permission=permission, cookies=cookies)
     except protocol.NotAllowed as error:
         if is_opaque_id(expense_id):
-            attempt = f"{request.path}: no permission"
-            services.refused(
-                expense_id, attempt, actor=error.actor, route=route, now=timezone.now()
+            approvals.record_refusal(
+                services.SUBJECT,
+                expense_id,
+                f"{request.path}: no permission",
+                actor=error.actor,
+                route=route,
+                now=timezone.now(),
             )
         raise
 

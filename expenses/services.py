@@ -15,7 +15,7 @@ from django.db.models import Q, QuerySet
 
 from access import actors
 from approvals import services as approvals
-from approvals.models import AuditEntry, Route, Verdict
+from approvals.models import AuditEntry, Decision, Route, Verdict
 from expenses.models import CallbackAddress, Expense, LedgerEntry, State
 from outbox import addresses, handlers
 from outbox import services as outbox
@@ -29,13 +29,13 @@ DECIDE: Final = "expenses.decide_expense"
 CARRY: Final = "expenses.carry_expense"
 SUBMIT: Final = "expenses.submit_expense"
 
-_STATE_OF = {verdict: State(verdict.value) for verdict in Verdict}
 # What the waiting activity is completed with (E1, E9).
 _VALUE_OF = {
     Verdict.APPROVED: contracts.APPROVED,
     Verdict.REJECTED: contracts.REJECTED,
     Verdict.WITHDRAWN: contracts.CANCELLED,
 }
+_STATE_OF = {verdict: State(verdict.value) for verdict in _VALUE_OF}
 
 
 class AlreadyExists(Exception):
@@ -44,17 +44,6 @@ class AlreadyExists(Exception):
     def __init__(self, expense: Expense, text: str) -> None:
         self.expense = expense
         super().__init__(text)
-
-
-class AlreadyDecided(Exception):
-    """The expense is no longer CREATED; `verdict` is the one that stands."""
-
-    def __init__(self, expense: Expense) -> None:
-        assert expense.decision is not None  # noqa: S101 (the CHECK on the state)
-        self.verdict = Verdict(expense.decision.verdict)
-        super().__init__(
-            f"{expense.expense_id} was already {self.verdict.label} by {expense.decision.actor}."
-        )
 
 
 class NotPayable(Exception):
@@ -214,7 +203,14 @@ def register_callback(
     else:
         log.info("%s: callback registered by %s", expense.expense_id, actor.name)
         return
-    refused(expense.expense_id, f"callback: {refusal}", actor=actor, route=route, now=now)
+    approvals.record_refusal(
+        SUBJECT,
+        expense.expense_id,
+        f"callback: {refusal}",
+        actor=actor,
+        route=route,
+        now=now,
+    )
     raise refusal
 
 
@@ -232,28 +228,26 @@ def decide_expense(
     Returns the message that tells the waiting workflow; None where none is known: its registration
     is then told the decision.
     Raises approvals.Refused where the actor may not (audited, but for a missing reason),
-    AlreadyDecided where somebody was first; either way nothing changes.
+    approvals.AlreadyDecided where somebody was first; either way nothing changes.
     """
-    try:
-        approvals.check_may_decide(
-            actor,
-            verdict=verdict,
-            permission=DECIDE,
-            submitter_id=expense.submitter_id,
-            reason=reason,
-        )
-    except approvals.ReasonMissing:
-        raise
-    except approvals.Refused as refusal:
-        attempt = f"{verdict.label}: {refusal}"
-        refused(expense.expense_id, attempt, actor=actor, route=route, now=now)
-        raise
+    approvals.check_may_decide(
+        actor,
+        verdict=verdict,
+        permission=DECIDE,
+        subject=SUBJECT,
+        subject_id=expense.expense_id,
+        submitter_id=expense.submitter_id,
+        reason=reason,
+        route=route,
+        now=now,
+    )
     with transaction.atomic(durable=True):
         decision_id = uuid.uuid4()
         if not Expense.objects.filter(pk=expense.pk, state=State.CREATED).update(
             state=_STATE_OF[verdict], decision_id=decision_id
         ):
-            raise AlreadyDecided(Expense.objects.select_related("decision").get(pk=expense.pk))
+            decision = Decision.objects.get(expense=expense)
+            raise approvals.AlreadyDecided(expense.expense_id, decision)
         approvals.record_decision(
             decision_id,
             verdict=verdict,
@@ -348,22 +342,6 @@ def record_payment(
         _record(AuditEntry.Event.PAID, expense, actor=actor, route=route, now=now)
     log.info("%s paid by %s", expense.expense_id, actor.name)
     return entry
-
-
-def refused(
-    expense_id: str, attempt: str, *, actor: actors.Actor, route: Route, now: datetime
-) -> None:
-    """Put a refused attempt into the audit trail and the log (X3)."""
-    log.warning("%s refused to %s: %s", expense_id, actor.name, attempt)
-    approvals.record_event(
-        AuditEntry.Event.REFUSED,
-        subject=SUBJECT,
-        subject_id=expense_id,
-        actor=actor,
-        route=route,
-        now=now,
-        reason=attempt,
-    )
 
 
 def _already_exists(expense_id: str, workflow_id: str | None) -> AlreadyExists:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from django.db import connection, connections
 from django.test import Client
 from hypothesis import HealthCheck, Phase, settings
 
+from access import prefer
 from approvals.models import AuditEntry
 from tests import factories
 from tests.servers import TemporalServer
@@ -64,6 +65,15 @@ def unchanged() -> Unchanged:
         assert list(events) == ["refused"] * refusals
 
     return check
+
+
+@pytest.fixture
+def no_free_thread() -> Iterator[None]:
+    """As many requests wait as may."""
+    with ExitStack() as waiting:
+        while prefer._waiting.acquire(blocking=False):
+            waiting.callback(prefer._waiting.release)
+        yield
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from html import unescape
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Group, User
 from django.contrib.messages import get_messages
 from django.test import Client
 
@@ -169,6 +169,8 @@ def test_pages_of_an_employee(client: Client) -> None:
     client.force_login(person)
     assert listed(client) == {str(own.pk)}
     assert 'value="withdraw"' in page_of(client, own)
+    settled = factories.expense("settled", State.REJECTED, submitter=person)
+    assert 'value="withdraw"' not in page_of(client, settled)
     paths = (ADD, LEDGER, TRAIL, f"{LIST}{other.pk}/change/")
     assert [client.get(path).status_code for path in paths] == [200, 403, 403, 302]
     client.force_login(factories.user(groups.WORKER))
@@ -325,6 +327,23 @@ def test_withdraw(client: Client, unchanged: Unchanged) -> None:
     assert told(act(client, "withdraw", own, other))[-1].startswith("Withdrawn: own. ")
     states = Expense.objects.values_list("expense_id", "state")
     assert list(states) == [("other", "CREATED"), ("own", "WITHDRAWN")]
+
+
+def test_withdrawal_that_was_not_offered(desk: Client, unchanged: Unchanged) -> None:
+    """X3: who may submit no more still withdraws their own, from its page; the same asked for
+    another's is refused and audited."""
+    person = factories.user(groups.EMPLOYEE)
+    own = factories.expense("own", submitter=person)
+    with unchanged(refusals=1):
+        answer = act(desk, "withdraw", own)
+    assert told(answer) == [
+        "Skipped: own. Only the person who submitted a request can withdraw it."
+    ]
+    person.groups.set(Group.objects.filter(name=groups.FINANCE))
+    desk.force_login(person)
+    assert 'value="withdraw"' in page_of(desk, own)
+    act(desk, "withdraw", own)
+    assert Expense.objects.get().state == "WITHDRAWN"
 
 
 # Submission

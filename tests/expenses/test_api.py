@@ -1,7 +1,6 @@
 """The REST API, as a program uses it."""
 
 import re
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +10,7 @@ from django.test import Client
 
 from access import groups
 from approvals.models import AuditEntry, Decision
-from expenses import api, services
+from expenses import services
 from expenses.models import Expense, State
 from outbox.models import Message
 from tests import factories
@@ -415,17 +414,6 @@ def test_session_needs_csrf(unchanged: Unchanged, verb: str) -> None:
 
 
 # Waiting
-
-
-@pytest.fixture
-def no_free_thread() -> Iterator[None]:
-    """As many requests wait as may."""
-    taken = 0
-    while api._waiting.acquire(blocking=False):
-        taken += 1
-    yield
-    for _ in range(taken):
-        api._waiting.release()
 
 
 @pytest.mark.parametrize("prefer", ["wait=0", "respond-async, wait=1"])

@@ -10,7 +10,7 @@ from django.test import Client
 
 from access import actors, groups
 from approvals import services as approvals
-from approvals.models import AuditEntry, Decision, Route, Verdict
+from approvals.models import VERDICT_OF_VERB, AuditEntry, Decision, Route, Verdict
 from expenses import services
 from expenses.models import Expense, LedgerEntry, State
 from outbox.models import Message
@@ -133,7 +133,7 @@ def test_who_may_carry(client: Client, unchanged: Unchanged, path: str, role: st
     assert client.get("/list", headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("verdict", Verdict)
+@pytest.mark.parametrize("verdict", VERDICT_OF_VERB.values())
 @pytest.mark.parametrize("state", State)
 def test_verdicts(unchanged: Unchanged, state: State, verdict: Verdict) -> None:
     """E1, E9: only what waits is decided or withdrawn; else AlreadyDecided, and nothing changes."""
@@ -149,7 +149,7 @@ def test_verdicts(unchanged: Unchanged, state: State, verdict: Verdict) -> None:
         assert message.payload["value"] == {"WITHDRAWN": "CANCELLED"}.get(verdict, verdict)
     else:
         stands = "APPROVED" if state == State.COMPLETED else state.value
-        with unchanged(), pytest.raises(services.AlreadyDecided) as error:
+        with unchanged(), pytest.raises(approvals.AlreadyDecided) as error:
             services.decide_expense(expense, verdict=verdict, **who)
         assert error.value.verdict == stands
 
@@ -168,7 +168,7 @@ def test_stale_expense(unchanged: Unchanged) -> None:
     services.decide_expense(Expense.objects.get(), verdict=Verdict.APPROVED, **WHO)
     assert stale.state == "CREATED"
     with unchanged():
-        with pytest.raises(services.AlreadyDecided):
+        with pytest.raises(approvals.AlreadyDecided):
             services.decide_expense(stale, verdict=Verdict.REJECTED, reason="r", **WHO)
         with pytest.raises(services.NotWaiting):
             services.register_callback(stale, factories.address("wf-1"), **WHO)
