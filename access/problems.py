@@ -4,7 +4,7 @@ import logging
 from http import HTTPStatus
 from typing import Any
 
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import DisallowedHost, PermissionDenied, ValidationError
 from django.http import Http404
 from rest_framework import exceptions, views
 from rest_framework.request import Request
@@ -33,6 +33,8 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
         error = exceptions.NotFound("There is no such record, or you may not see it.")
     elif isinstance(error, PermissionDenied):
         error = exceptions.PermissionDenied("You have no permission for this.")
+    elif isinstance(error, DisallowedHost):
+        error = exceptions.ParseError("The site is not served under this Host (ALLOWED_HOSTS).")
     elif isinstance(error, unavailable.ERRORS):
         unavailable.note(context["request"], error)
         error = unavailable.DatabaseUnavailable()

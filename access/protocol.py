@@ -81,13 +81,18 @@ def signed_in_or_local(
     if user is None and cookies and isinstance(request.user, User):
         user = request.user
     if user is None:
-        if settings.EXPENSES_PROTOCOL_ACCESS == "open" and _is_local(request):
+        if is_local_installation(request):
             return actors.LOCAL
         raise NotSignedIn
     actor = actors.Actor.of(user)
     if permission and not actor.may(permission):
         raise NotAllowed(actor)
     return actor
+
+
+def is_local_installation(request: HttpRequest) -> bool:
+    """Whether this site is in open mode, and the request comes from its own machine."""
+    return settings.EXPENSES_PROTOCOL_ACCESS == "open" and _is_local(request)
 
 
 def _is_local(request: HttpRequest) -> bool:

@@ -77,6 +77,7 @@ INSTALLED_APPS = [
     "outbox",
     "approvals",
     "expenses",
+    "jobs",
     "expensesite",
 ]
 

@@ -24,5 +24,7 @@ urlpatterns = [
     path("health", health.health),
     path("readyz", health.ready),
     path("metrics", health.metrics),
+    # Before those of expenses, which answer for every other path of the API.
+    path("", include("jobs.urls")),
     path("", include("expenses.urls")),
 ]

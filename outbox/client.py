@@ -6,15 +6,19 @@ what happened.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from temporalio import common
+from temporalio.api import enums
+from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
 from temporalio.client import (
     Client,
     WorkflowExecutionDescription,
@@ -83,6 +87,22 @@ class Run:
     status: str
     waits_for: tuple[OpenActivity, ...] = ()
     returned: str | None = None
+    # It runs, and waits for a signal or a timer alone: no worker has anything to do for it.
+    idle: bool = False
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The current run of a workflow: its type, `status` by the server's name as in :class:`Run`,
+    the highest attempt of any of its activities that began (0: none did), and why it failed or was
+    terminated, where that was said. The times are UTC."""
+
+    type: str
+    status: str
+    started_at: datetime
+    ended_at: datetime | None
+    attempt: int
+    cause: str
 
 
 def connect_options() -> dict[str, Any]:
@@ -159,11 +179,23 @@ class Temporal:
         return await self._complete_in(description, waits, value)
 
     async def start_workflow(
-        self, workflow: str, argument: str, *, workflow_id: str, queue: str, exist_ok: bool = True
+        self,
+        workflow: str,
+        argument: Any,
+        *,
+        workflow_id: str,
+        queue: str,
+        exist_ok: bool = True,
+        memo: dict[str, Any] | None = None,
     ) -> Outcome:
         """Start a workflow under its id, anew where the last run failed; ALREADY_COMPLETED where
-        one was completed, or (unless `exist_ok`) runs, under it. Raises Unreachable."""
+        one was completed, or (unless `exist_ok`) runs, under it.
+
+        With a `memo`, which tells the runs under an id apart, another run that was completed is a
+        CONFLICT, and the end of one that runs is waited for. Raises Unreachable.
+        """
         client = await self.client()
+        join = exist_ok and memo is None
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await client.start_workflow(
@@ -171,22 +203,76 @@ class Temporal:
                     argument,
                     id=workflow_id,
                     task_queue=queue,
+                    memo=memo,
                     id_reuse_policy=common.WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
                     id_conflict_policy=common.WorkflowIDConflictPolicy.USE_EXISTING
-                    if exist_ok
+                    if join
                     else common.WorkflowIDConflictPolicy.FAIL,
                 )
         except WorkflowAlreadyStartedError:
-            return Outcome.ALREADY_COMPLETED
+            return (
+                await self._started_before(workflow_id, memo) if memo else Outcome.ALREADY_COMPLETED
+            )
         except (RPCError, RuntimeError, TimeoutError) as error:
             _raise_unreachable(error)
         return Outcome.DELIVERED
 
-    async def result(self, workflow_id: str) -> str:
+    async def _started_before(self, workflow_id: str, memo: dict[str, Any]) -> Outcome:
+        """Whether the run under this id is the one with this memo."""
+        description = await self._describe(workflow_id)
+        if description is not None and await description.memo() == memo:
+            return Outcome.ALREADY_COMPLETED
+        if description is None or description.status is WorkflowExecutionStatus.RUNNING:
+            raise Unreachable("Another run under its workflow id has not ended.", down=False)
+        return Outcome.CONFLICT
+
+    async def signal_workflow(
+        self, workflow_id: str, signal: str, argument: str, *, started: bool
+    ) -> Outcome:
+        """Signal a workflow; ALREADY_COMPLETED where it came to its end without.
+
+        At least once. `started` is False where the workflow's start was still under way when this
+        was asked for. Raises Unreachable.
+        """
+        handle = (await self.client()).get_workflow_handle(workflow_id)
+        return await self._tell(workflow_id, lambda: handle.signal(signal, argument), started)
+
+    async def cancel_workflow(self, workflow_id: str, *, started: bool) -> Outcome:
+        """Ask a workflow to cancel itself; otherwise as :meth:`signal_workflow`."""
+        handle = (await self.client()).get_workflow_handle(workflow_id)
+        return await self._tell(workflow_id, handle.cancel, started)
+
+    async def _tell(
+        self, workflow_id: str, call: Callable[[], Awaitable[None]], started: bool
+    ) -> Outcome:
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                await call()
+        except RPCError as error:
+            if error.status is RPCStatusCode.ALREADY_EXISTS:  # its cancellation was asked for
+                return Outcome.ALREADY_COMPLETED
+            if error.status is not RPCStatusCode.NOT_FOUND or _is_unknown_namespace(error):
+                _raise_unreachable(error)
+        except (RuntimeError, TimeoutError) as error:
+            _raise_unreachable(error)
+        else:
+            return Outcome.DELIVERED
+        description = await self._describe(workflow_id)
+        if description is None and not started:
+            raise Unreachable("The workflow is not started yet.", down=False)
+        if description is not None and description.status is WorkflowExecutionStatus.RUNNING:
+            raise Unreachable("The workflow was started anew meanwhile.", down=False)
+        came_to_its_end = description is not None and description.status in (
+            WorkflowExecutionStatus.COMPLETED,
+            WorkflowExecutionStatus.CANCELED,
+        )
+        return Outcome.ALREADY_COMPLETED if came_to_its_end else Outcome.UNDELIVERABLE
+
+    async def result(self, workflow_id: str) -> Any:
         """What the workflow returned, however long it takes. Raises WorkflowFailed."""
         while True:
             try:
-                return str(await (await self.client()).get_workflow_handle(workflow_id).result())
+                return await (await self.client()).get_workflow_handle(workflow_id).result()
             except WorkflowFailureError as error:
                 cause: BaseException = error
                 while cause.__cause__ is not None:
@@ -209,22 +295,54 @@ class Temporal:
         status = description.status.name.lower().replace("_", " ")
         match description.status:
             case WorkflowExecutionStatus.RUNNING:
+                raw = description.raw_description
                 return Run(
                     description.run_id,
                     status,
+                    idle=not (raw.pending_activities or raw.HasField("pending_workflow_task")),
                     waits_for=tuple(
                         OpenActivity(
                             activity.activity_id,
                             activity.activity_type.name,
                             activity.scheduled_time.ToDatetime(UTC),
                         )
-                        for activity in description.raw_description.pending_activities
+                        for activity in raw.pending_activities
                     ),
                 )
             case WorkflowExecutionStatus.COMPLETED:
                 returned = await self._returned(description, results)
                 return Run(description.run_id, status, returned=returned)
         return Run(description.run_id, status)
+
+    async def execution_of(self, workflow_id: str) -> Execution | None:
+        """The current run under this id, whatever its type; None where the server knows none (any
+        more). Raises Unreachable."""
+        client = await self.client()
+        request = DescribeWorkflowExecutionRequest(
+            namespace=client.namespace, execution=WorkflowExecution(workflow_id=workflow_id)
+        )
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                # Not by the SDK's handle, which cannot read the status of a paused workflow.
+                described = await client.workflow_service.describe_workflow_execution(
+                    request, retry=True
+                )
+                info = described.workflow_execution_info
+                handle = client.get_workflow_handle(workflow_id, run_id=info.execution.run_id)
+                events = [event async for event in handle.fetch_history_events()]
+        except (RPCError, RuntimeError, TimeoutError) as error:
+            if _is_unknown_workflow(error):
+                return None
+            _raise_unreachable(error)
+        status = enums.v1.WorkflowExecutionStatus.Name(info.status)
+        return Execution(
+            type=info.type.name,
+            status=status.removeprefix("WORKFLOW_EXECUTION_STATUS_").lower().replace("_", " "),
+            started_at=info.start_time.ToDatetime(UTC),
+            ended_at=info.close_time.ToDatetime(UTC) if info.HasField("close_time") else None,
+            attempt=_highest_attempt(described.pending_activities, events),
+            cause=_cause(events[-1]),
+        )
 
     async def workflow_ids(self, query: str) -> AsyncIterator[list[str]]:
         """The ids of the workflows that a visibility query finds, a page at a time; one that has
@@ -329,11 +447,7 @@ class Temporal:
         except ValueError as error:  # the SDK knows no such status
             raise Paused from error
         except (RPCError, RuntimeError, TimeoutError) as error:
-            if (
-                isinstance(error, RPCError)
-                and error.status is RPCStatusCode.NOT_FOUND
-                and not _is_unknown_namespace(error)
-            ):
+            if _is_unknown_workflow(error):
                 return None
             _raise_unreachable(error)
 
@@ -396,9 +510,38 @@ def _scheduled_event_id(event: HistoryEvent) -> int:
     return int(getattr(getattr(event, kind), "scheduled_event_id", 0)) if kind else 0
 
 
+def _highest_attempt(pending: Iterable[PendingActivityInfo], events: Iterable[HistoryEvent]) -> int:
+    # An attempt stands in the history once the activity has ended.
+    ended = [event.activity_task_started_event_attributes.attempt for event in events]
+    # An attempt is counted before it begins.
+    begun = [one.attempt - (not one.HasField("last_started_time")) for one in pending]
+    return max([*ended, *begun])
+
+
+def _cause(last: HistoryEvent) -> str:
+    """What the last event of a run says of why it failed or was terminated."""
+    failure = last.workflow_execution_failed_event_attributes.failure
+    while failure.HasField("cause"):
+        failure = failure.cause
+    words = (
+        failure.application_failure_info.type,
+        failure.message,
+        last.workflow_execution_terminated_event_attributes.reason,
+    )
+    return ": ".join(filter(None, words))
+
+
 def _first_run_id(description: WorkflowExecutionDescription) -> str:
     info = description.raw_description.workflow_execution_info
     return info.first_run_id or description.run_id
+
+
+def _is_unknown_workflow(error: Exception) -> bool:
+    return (
+        isinstance(error, RPCError)
+        and error.status is RPCStatusCode.NOT_FOUND
+        and not _is_unknown_namespace(error)
+    )
 
 
 def _is_unknown_namespace(error: RPCError) -> bool:

@@ -1,7 +1,7 @@
 """Delivery at commit: one deliverer per web process, an event loop in a thread of its own.
 
-No request thread calls Temporal. What the deliverer does not manage within a message's lease, the
-relay does by the same code.
+No request thread calls Temporal: it hands messages over, and asks its questions here. What the
+deliverer does not manage within a message's lease, the relay does by the same code.
 """
 
 import asyncio
@@ -10,7 +10,8 @@ import logging
 import os
 import threading
 import time
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 from django.db import Error, close_old_connections
 
@@ -22,6 +23,10 @@ log = logging.getLogger(__name__)
 IN_FLIGHT: Final = 256
 # How long a silent Temporal is left alone; the relay, which keeps asking, delivers meanwhile.
 PAUSE_SECONDS: Final = 2.0
+# To connect and to call a few times, each bounded by the client.
+ANSWER_SECONDS: Final = 5.0
+T = TypeVar("T")
+Question = Callable[[client.Temporal], Coroutine[Any, Any, T]]
 
 
 class Deliverer:
@@ -44,11 +49,31 @@ class Deliverer:
     def hand_over(self, message: Message) -> None:
         message.delivery = asyncio.run_coroutine_threadsafe(self._deliver(message), self._loop)
 
+    def ask(self, question: Question[T], *, seconds: float) -> T:
+        if self.is_paused():
+            raise client.Unreachable("Temporal does not answer.")
+        asked = asyncio.run_coroutine_threadsafe(self._ask(question), self._loop)
+        try:
+            return asked.result(seconds)
+        except TimeoutError:
+            asked.cancel()
+            raise client.Unreachable("Temporal does not answer in time.") from None
+
+    async def _ask(self, question: Question[T]) -> T:
+        try:
+            return await question(self._temporal)
+        except client.Unreachable as error:
+            self._heard(down=error.down)
+            raise
+
+    def _heard(self, *, down: bool) -> None:
+        self._down_until = time.monotonic() + PAUSE_SECONDS if down else 0.0
+
     async def _deliver(self, message: Message) -> Outcome | None:
         async with self._slots:
             attempt = await delivery.attempt(self._temporal, message)
         if attempt.down is not None:
-            self._down_until = time.monotonic() + PAUSE_SECONDS if attempt.down else 0.0
+            self._heard(down=attempt.down)
         settled = self._loop.create_future()
         self._unsettled.append((attempt, settled))
         if self._settling is None or self._settling.done():
@@ -97,6 +122,15 @@ def is_ready() -> bool:
 def hand_over(message: Message) -> None:
     """Deliver a committed message from this process."""
     _of_this_process().hand_over(message)
+
+
+def ask(question: Question[T], *, seconds: float = ANSWER_SECONDS) -> T:
+    """What Temporal answers, asked from this process; never within a transaction.
+
+    Raises Unreachable when there is no answer after `seconds`, and at once while Temporal is known
+    to be down. What was asked for may have been done.
+    """
+    return _of_this_process().ask(question, seconds=seconds)
 
 
 def _of_this_process() -> Deliverer:

@@ -11,6 +11,8 @@ Handler = Callable[[client.Temporal, dict[str, Any]], Awaitable[Outcome]]
 COMPLETE_ACTIVITY: Final = "complete_activity"
 COMPLETE_WAIT: Final = "complete_wait"
 START_WORKFLOW: Final = "start_workflow"
+SIGNAL_WORKFLOW: Final = "signal_workflow"
+CANCEL_WORKFLOW: Final = "cancel_workflow"
 
 
 async def complete_activity(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:
@@ -26,17 +28,31 @@ async def complete_wait(temporal: client.Temporal, payload: dict[str, Any]) -> O
 
 
 async def start_workflow(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:
-    """`{"workflow": type, "argument": str, "workflow_id": str, "queue": str}`"""
+    """`{"workflow": type, "argument": <JSON>, "workflow_id": str, "queue": str}`, and `"memo"`
+    where the run has one by which it is told from others under its id"""
     return await temporal.start_workflow(
         payload["workflow"],
         payload["argument"],
         workflow_id=payload["workflow_id"],
         queue=payload["queue"],
+        memo=payload.get("memo"),
     )
+
+
+async def signal_workflow(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:
+    """`{"workflow_id": str, "signal": str, "argument": str, "started": bool}`"""
+    return await temporal.signal_workflow(**payload)
+
+
+async def cancel_workflow(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:
+    """`{"workflow_id": str, "started": bool}`"""
+    return await temporal.cancel_workflow(**payload)
 
 
 HANDLERS: dict[str, Handler] = {
     COMPLETE_ACTIVITY: complete_activity,
     COMPLETE_WAIT: complete_wait,
     START_WORKFLOW: start_workflow,
+    SIGNAL_WORKFLOW: signal_workflow,
+    CANCEL_WORKFLOW: cancel_workflow,
 }

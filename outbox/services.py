@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Case, F, Q, QuerySet, When
+from django.db.models import Case, DateTimeField, F, Q, QuerySet, When
+from django.db.models.functions import Coalesce
 
 from outbox import deliverer, delivery
 from outbox.models import NEEDS_ATTENTION, Message, Outcome
@@ -56,6 +57,16 @@ def supersede(key: str) -> None:
     """The message ended with an alarm, and its effect comes about in another way."""
     Message.objects.filter(NEEDS_ATTENTION, key=key).update(
         outcome=Outcome.ALREADY_COMPLETED, last_error="Superseded: the workflow is started again."
+    )
+
+
+def settle(keys: Iterable[str], *, why: str) -> None:
+    """What the messages with these keys were to say is known to their workflow: they need neither
+    another attempt nor attention. An attempt under way changes nothing any more."""
+    Message.objects.filter(Q(settled_at=None) | NEEDS_ATTENTION, key__in=keys).update(
+        outcome=Outcome.ALREADY_COMPLETED,
+        settled_at=Coalesce("settled_at", delivery.database_now(), output_field=DateTimeField()),
+        last_error=why,
     )
 
 

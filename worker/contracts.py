@@ -3,7 +3,9 @@
 All of them are frozen: they stand in the histories of running workflows.
 """
 
-from typing import Final
+import uuid
+from dataclasses import dataclass
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
 EXPENSE_QUEUE: Final = "expense"
@@ -21,10 +23,136 @@ CANCELLED: Final = "CANCELLED"
 # What the workflow returns for a paid expense; it returns "" for every other (W2).
 COMPLETED: Final = "COMPLETED"
 
+ORDER_QUEUE: Final = "orders"
+ORDER_WORKFLOW: Final = "OrderWorkflow"
+
+# Signals of an order's workflow; each carries the reason (requirements O3).
+APPROVE_ORDER: Final = "approve_order"
+REJECT_ORDER: Final = "reject_order"
+
+# What an order's workflow asks of the site: names of its activities and of the site's steps.
+AWAIT_APPROVAL: Final = "await_approval"
+SETTLE_APPROVAL: Final = "settle_approval"
+CHECK_INVENTORY: Final = "check_inventory"
+RESERVE_INVENTORY: Final = "reserve_inventory"
+PROCESS_PAYMENT: Final = "process_payment"
+UPDATE_WAREHOUSE: Final = "update_warehouse"
+COMPLETE_ORDER: Final = "complete_order"
+SEND_CONFIRMATION: Final = "send_confirmation"
+BEGIN_COMPENSATION: Final = "begin_compensation"
+REVERT_WAREHOUSE: Final = "revert_warehouse"
+REFUND_PAYMENT: Final = "refund_payment_by_idempotency_key"
+RELEASE_INVENTORY: Final = "release_inventory"
+CLOSE_ORDER: Final = "close_order"
+
+# Where a failure can be injected, and after which step's effect (requirements O6).
+FAIL_AT: Final = {
+    "inventory-check": CHECK_INVENTORY,
+    "inventory": RESERVE_INVENTORY,
+    "payment": PROCESS_PAYMENT,
+    "warehouse": UPDATE_WAREHOUSE,
+}
+
+# How an order stands (requirements O3).
+PENDING: Final = "pending"
+RUNNING: Final = "running"
+COMPENSATING: Final = "compensating"
+ORDER_COMPLETED: Final = "completed"
+ORDER_CANCELLED: Final = "cancelled"
+FAILED: Final = "failed"
+
+# The verdict where nobody decided in time, as the approval's status: see requirements O4.
+EXPIRED: Final = "EXPIRED"
+# The longest window in which a workflow waits for a decision: 30 days.
+LONGEST_APPROVAL_SECONDS: Final = 30 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class Order:
+    """Argument of an order's workflow. What people wrote stays on the site.
+
+    `order` is the record's UUID, `attempt` counts the runs that were asked for, from 1; `fail_at`
+    is a key of :data:`FAIL_AT`, or "".
+    """
+
+    order: str
+    order_id: str
+    attempt: int
+    needs_approval: bool
+    approval_seconds: int
+    fail_at: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Argument of each activity of an order: a step of an attempt, and what it has to say."""
+
+    order: str
+    attempt: int
+    fail_at: str = ""
+    details: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class OrderResult:
+    """What the workflow of an order returns that was completed or cancelled; a failed one fails.
+
+    `payment`, `inventory` and `delivery` are what the site answered to these steps, each with a
+    `message`; None where the order did not come to it.
+    """
+
+    order_id: str
+    status: str
+    message: str
+    payment: dict[str, Any] | None = None
+    inventory: dict[str, Any] | None = None
+    delivery: dict[str, Any] | None = None
+
+
+JOB_QUEUE: Final = "jobs"
+JOB_WORKFLOW: Final = "SayHelloWorkflow"
+
+SAY_HELLO: Final = "say_hello_activity"
+
+# What a worker of this project executes: the queues, and every type of workflow.
+QUEUES: Final = (EXPENSE_QUEUE, JOB_QUEUE)
+WORKFLOWS: Final = (EXPENSE_WORKFLOW, ORDER_WORKFLOW, JOB_WORKFLOW)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Argument of a job's workflow and of its activity (requirements J1)."""
+
+    msg: str
+    fail_first_attempt: bool = False
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a job returns: a greeting, and the attempt that succeeded, counted from 1."""
+
+    attempt: int
+    msg: str
+
 
 def expense_workflow_id(expense_id: str) -> str:
     """The workflow id of an expense that the site or the starter command began (E13)."""
     return f"expense_{expense_id}"
+
+
+def order_workflow_id(order_id: str) -> str:
+    """The workflow id of an order that named none (O8)."""
+    return f"order-{order_id}"
+
+
+def command_workflow_id(order_id: str) -> str:
+    """The workflow id of an order from the command line (O8)."""
+    return f"order-workflow-{order_id}"
+
+
+def job_workflow_id(unique: uuid.UUID) -> str:
+    """The workflow id of a job (J1)."""
+    return f"say-hello-workflow-{unique}"
 
 
 def idempotency_key(workflow_id: str) -> str:

@@ -6,7 +6,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import httpx
 
@@ -72,8 +72,9 @@ class Site:
         path: str,
         *,
         workflow_id: str,
-        params: Mapping[str, str],
+        params: Mapping[str, str] | None = None,
         data: Mapping[str, str] | None = None,
+        json: Mapping[str, Any] | None = None,
     ) -> str:
         """The body of a 2xx answer, within :data:`TOTAL_SECONDS`.
 
@@ -89,6 +90,7 @@ class Site:
                     path,
                     params=params,
                     data=data,
+                    json=json,
                     headers={"Idempotency-Key": contracts.idempotency_key(workflow_id)},
                 )
         except (httpx.TransportError, TimeoutError) as error:

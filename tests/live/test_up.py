@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 
 from expensesite.management.supervisor import Supervisor
 from tests.servers import eventually, free_port
+from worker import contracts
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -308,7 +310,7 @@ def test_commands_of_the_documents(up: Up) -> None:
     def works(command: str) -> bool:
         program, *arguments = shlex.split(command.replace("http://127.0.0.1:8099", up.url))
         if program == "curl":
-            return "ERROR" not in httpx.get(*arguments, trust_env=False).raise_for_status().text
+            return "ERROR" not in curl(arguments).raise_for_status().text
         assert program == "./manage.py"
         running = up.manage(*arguments)
         said, _ = running.communicate(timeout=60)
@@ -318,6 +320,18 @@ def test_commands_of_the_documents(up: Up) -> None:
     for command in others:
         eventually(lambda command=command: works(command))
     eventually(lambda: up.get("/status", id="lunch-1") == "COMPLETED")
+
+
+def curl(arguments: list[str]) -> httpx.Response:
+    """What `curl` does with the arguments that the documents give it."""
+    parser = ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("-X", default="GET")
+    parser.add_argument("-H", type=lambda header: header.split(": ", 1), action="append")
+    parser.add_argument("-d")
+    given = parser.parse_args(arguments)
+    with httpx.Client(trust_env=False) as http:
+        return http.request(given.X, given.url, headers=given.H, content=given.d)
 
 
 def test_decisions_made_while_temporal_is_down_reach_it(up: Up) -> None:
@@ -355,7 +369,8 @@ def test_another_database_and_site_address(up: Up) -> None:
     up.stop()
     up.start("--seed=2", DATABASE_URL=f"sqlite:///{database}", EXPENSES_SITE_URL=site)
     assert up.credentials() == before
-    assert f"Worker ready: queues expense; site {site}\n" in up.log("worker")
+    queues = ", ".join(contracts.QUEUES)
+    assert f"Worker ready: queues {queues}; site {site}\n" in up.log("worker")
     rest = {"Authorization": f"Bearer {before['admin']['token']}"}
 
     def expenses() -> list[Any]:

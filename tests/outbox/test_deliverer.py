@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from django.db import connections, transaction
 from django.utils import timezone
 from temporalio.client import Client
 
-from outbox import deliverer, delivery, handlers, relay, services
+from outbox import client, deliverer, delivery, handlers, relay, services
 from outbox.addresses import Address
 from outbox.models import Message, Outcome
 from tests.outbox.conftest import Waiter, waiter
@@ -130,6 +131,32 @@ def test_a_frozen_server_holds_nobody_up(
     assert third.delivery is not None
     third.delivery.result(20)
     eventually(lambda: outcome("third") == Outcome.DEAD)
+
+
+def test_a_question_is_given_up(delivering: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """J1: who asks waits no longer than they said, and nothing goes on asking for them; that alone
+    does not mean that Temporal is down. Once it is known to be, the next question is not asked."""
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(deliverer, "PAUSE_SECONDS", 3600.0)
+    asked, ended = [], threading.Event()
+
+    async def endless(temporal: client.Temporal) -> None:
+        asked.append(temporal)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with pytest.raises(client.Unreachable):
+        deliverer.ask(endless, seconds=0.05)
+    assert ended.wait(20)
+    assert deliverer.is_ready()
+    with pytest.raises(client.Unreachable):
+        deliverer.ask(lambda temporal: temporal.client())
+    assert not deliverer.is_ready()
+    with pytest.raises(client.Unreachable):
+        deliverer.ask(endless, seconds=0.5)
+    assert len(asked) == 1
 
 
 async def test_the_relay_asks_with_one_and_delivers_all(

@@ -5,10 +5,12 @@ for the runs that were begun before and still wait.
 """
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.worker import Worker
 
 from tests.servers import TemporalServer
@@ -16,6 +18,8 @@ from tests.worker import sites
 from worker import contracts
 from worker.expenses.activities import ExpenseActivities
 from worker.expenses.workflows import SampleExpenseWorkflow
+from worker.jobs.activities import say_hello_activity
+from worker.jobs.workflows import SayHelloWorkflow
 from worker.site import Site
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -24,6 +28,11 @@ HISTORIES = Path(__file__).parent / "histories"
 async def record(address: str, site: sites.ScriptedSite) -> None:
     # The default identity names the machine.
     client = await Client.connect(address, identity="recorder")
+    await record_expenses(client, site)
+    await record_jobs(client)
+
+
+async def record_expenses(client: Client, site: sites.ScriptedSite) -> None:
     async with (
         Site(site.url) as client_of_site,
         Worker(
@@ -56,15 +65,39 @@ async def record(address: str, site: sites.ScriptedSite) -> None:
                 await client.get_async_activity_handle(task_token=request.task_token).complete(
                     decision
                 )
-            await handle.result()
-            # Stack traces name the machine's files.
-            history = json.loads(
-                (await handle.fetch_history()).to_json(),
-                object_hook=lambda fields: {
-                    key: value for key, value in fields.items() if key != "stackTrace"
-                },
+            await write(name, handle)
+
+
+async def record_jobs(client: Client) -> None:
+    async with Worker(
+        client,
+        task_queue=contracts.JOB_QUEUE,
+        workflows=[SayHelloWorkflow],
+        activities=[say_hello_activity],
+    ):
+        for name, job in (
+            ("job", contracts.Job("Temporal")),
+            ("job-second-attempt", contracts.Job("Temporal", fail_first_attempt=True)),
+            ("job-failed", contracts.Job("")),
+        ):
+            handle = await client.start_workflow(
+                contracts.JOB_WORKFLOW, job, id=name, task_queue=contracts.JOB_QUEUE
             )
-            (HISTORIES / f"{name}.json").write_text(json.dumps(history, indent=1) + "\n")
+            await write(name, handle)
+
+
+async def write(name: str, handle: WorkflowHandle[Any, Any]) -> None:
+    """Write the run's history, once it has ended."""
+    with contextlib.suppress(WorkflowFailureError):
+        await handle.result()
+    # Stack traces name the machine's files.
+    history = json.loads(
+        (await handle.fetch_history()).to_json(),
+        object_hook=lambda fields: {
+            key: value for key, value in fields.items() if key != "stackTrace"
+        },
+    )
+    (HISTORIES / f"{name}.json").write_text(json.dumps(history, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from worker import contracts
 
 MANAGE = str(Path(__file__).parents[2] / "manage.py")
 TOKEN = "secret-token"
+READY = f"Worker ready: queues {', '.join(contracts.QUEUES)}; "
 
 
 class Process:
@@ -101,14 +102,14 @@ async def test_decision_after_a_killed_worker(
         "LOG_LEVEL": "DEBUG",
     }
     killed = runworker(**settings)
-    await killed.until("Worker ready: queues expense; ")
+    await killed.until(READY)
     handle = await start_expense(client, "runworker-1")
     [request] = await eventually(lambda: scripted.requests_to("/registerCallback"))
     # The workflow is bound to the worker once that has begun to wait.
     await killed.until("waits for a decision")
     killed.kill()
     worker = runworker(**settings)
-    await worker.until("Worker ready: queues expense; ")
+    await worker.until(READY)
 
     await client.get_async_activity_handle(task_token=request.task_token).complete("APPROVED")
     assert await handle.result() == "COMPLETED"
@@ -140,7 +141,8 @@ async def test_decision_after_a_killed_worker(
 
 
 async def test_waits_for_temporal(runworker: Callable[..., Process], scripted: sites.ScriptedSite):
-    """W7, O11: started before Temporal it waits, saying so; then it works within its slots."""
+    """W7, O11: started before Temporal it waits, saying so; then it works within its slots, which
+    each queue has for itself."""
     port = free_port()
     scripted.script("/create", sites.hang)
     scripted.script("/status", "ERROR:INVALID_ID")
@@ -153,7 +155,7 @@ async def test_waits_for_temporal(runworker: Callable[..., Process], scripted: s
     )
     await worker.until(f"waiting for Temporal at 127.0.0.1:{port} …: it cannot be reached.")
     with TemporalServer(port=port) as server:
-        await worker.until("Worker ready: queues expense; ")
+        await worker.until(READY)
         client = await Client.connect(server.address)
         for expense_id in ("1", "2", "3", "4"):
             await start_expense(client, expense_id)
@@ -161,6 +163,11 @@ async def test_waits_for_temporal(runworker: Callable[..., Process], scripted: s
         # Long enough for a third, had it a slot.
         await asyncio.sleep(0.5)
         assert len(scripted.requests_to("/create")) == 2
+        job = contracts.Job("Temporal")
+        result = await client.execute_workflow(
+            contracts.JOB_WORKFLOW, job, id="job", task_queue=contracts.JOB_QUEUE
+        )
+        assert result == {"attempt": 1, "msg": "Hello Temporal"}
         scripted.released.set()
         await eventually(lambda: len(scripted.requests_to("/registerCallback")) == 4)
         assert await worker.ended(signal.SIGTERM) == 0
@@ -183,7 +190,7 @@ async def test_interrupted_without_site_or_token(
     """E13, O11: no token and no site are said, and stop nothing; SIGINT ends it with code 0."""
     url = f"http://127.0.0.1:{free_port()}"
     worker = runworker(TEMPORAL_ADDRESS=temporal_address, EXPENSES_SITE_URL=url)
-    await worker.until("Worker ready: queues expense; ")
+    await worker.until(READY)
     assert "WARNING" in worker.output
     assert "EXPENSES_SITE_TOKEN is not set" in worker.output
     assert f"The site at {url}: it cannot be reached (ConnectError)." in worker.output

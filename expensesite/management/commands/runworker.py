@@ -7,8 +7,9 @@ import logging
 import os
 import signal
 import uuid
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 from django.core.management.base import CommandError, CommandParser
@@ -23,6 +24,8 @@ from outbox.commands import TemporalCommand
 from worker import contracts
 from worker.expenses.activities import ExpenseActivities
 from worker.expenses.workflows import SampleExpenseWorkflow
+from worker.jobs.activities import say_hello_activity
+from worker.jobs.workflows import SayHelloWorkflow
 from worker.site import Site
 
 logger = logging.getLogger(__name__)
@@ -31,8 +34,26 @@ CONNECT_SECONDS = 5
 MOST_SLOTS = 10_000
 
 
+class Work(NamedTuple):
+    """What is executed on a queue. An activity runs on the queue of its workflow."""
+
+    workflows: Sequence[type]
+    activities: Sequence[Callable[..., Any]]
+
+
+def _work_of_queues(site: Site) -> dict[str, Work]:
+    return {
+        contracts.EXPENSE_QUEUE: Work([SampleExpenseWorkflow], ExpenseActivities(site).all()),
+        contracts.JOB_QUEUE: Work([SayHelloWorkflow], [say_hello_activity]),
+    }
+
+
 class Command(TemporalCommand):
-    help = "Runs the Temporal worker until SIGTERM or SIGINT."
+    help = (
+        "Runs the Temporal worker of all queues until SIGTERM or SIGINT. On each queue it executes "
+        "up to MAX_CONCURRENT_ACTIVITIES activities and MAX_CONCURRENT_WORKFLOW_TASKS workflow "
+        "tasks at a time (100): what floods one leaves the others their slots."
+    )
     requires_system_checks = []
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -53,6 +74,7 @@ class Command(TemporalCommand):
             site = Site(os.environ.get("EXPENSES_SITE_URL") or "http://127.0.0.1:8099", token)
         except ValueError as error:
             raise CommandError(str(error)) from error
+        queues = _work_of_queues(site)
         temporal |= {"namespace": temporal.get("namespace", "default"), "runtime": _runtime()}
         if check:
             faults = asyncio.run(_faults(temporal, site))
@@ -64,7 +86,7 @@ class Command(TemporalCommand):
         if not token:
             logger.warning("EXPENSES_SITE_TOKEN is not set; only a site in open mode will answer")
         try:
-            asyncio.run(_work(temporal, site, activities, workflow_tasks))
+            asyncio.run(_work(temporal, site, queues, activities, workflow_tasks))
         except RuntimeError as error:
             raise CommandError(f"The worker stopped: {error}") from error
 
@@ -104,7 +126,13 @@ async def _faults(temporal: dict[str, Any], site: Site) -> dict[str, str | None]
         }
 
 
-async def _work(temporal: dict[str, Any], site: Site, activities: int, workflow_tasks: int) -> None:
+async def _work(
+    temporal: dict[str, Any],
+    site: Site,
+    queues: dict[str, Work],
+    activities: int,
+    workflow_tasks: int,
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -115,25 +143,32 @@ async def _work(temporal: dict[str, Any], site: Site, activities: int, workflow_
     async with site:
         if fault := await _site_fault(site):
             logger.warning("The site at %s: %s", site.url, fault)
-        worker = Worker(
-            client,
-            task_queue=contracts.EXPENSE_QUEUE,
-            workflows=[SampleExpenseWorkflow],
-            activities=ExpenseActivities(site).all(),
-            max_concurrent_activities=activities,
-            max_concurrent_workflow_tasks=workflow_tasks,
-            workflow_task_poller_behavior=PollerBehaviorAutoscaling(),
-            activity_task_poller_behavior=PollerBehaviorAutoscaling(),
-            # A workflow that waits is bound to the worker that caches it. When that one is killed,
-            # a decision waits this long before another worker takes the workflow up.
-            sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
-            graceful_shutdown_timeout=timedelta(seconds=5),
-        )
-        async with worker:
-            while not worker.is_running:  # noqa: ASYNC110 (the SDK has no event for it)
+        workers = [
+            Worker(
+                client,
+                task_queue=queue,
+                workflows=work.workflows,
+                activities=work.activities,
+                max_concurrent_activities=activities,
+                max_concurrent_workflow_tasks=workflow_tasks,
+                workflow_task_poller_behavior=PollerBehaviorAutoscaling(),
+                activity_task_poller_behavior=PollerBehaviorAutoscaling(),
+                # A workflow that waits is bound to the worker that caches it. When that one is
+                # killed, a decision waits this long before another worker takes the workflow up.
+                sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
+                graceful_shutdown_timeout=timedelta(seconds=5),
+            )
+            for queue, work in queues.items()
+        ]
+        async with contextlib.AsyncExitStack() as running:
+            for worker in workers:
+                await running.enter_async_context(worker)
+            while not all(worker.is_running for worker in workers):  # noqa: ASYNC110 (no event for it)
                 await asyncio.sleep(0.02)
-            logger.info("Worker ready: queues %s; site %s", contracts.EXPENSE_QUEUE, site.url)
+            logger.info("Worker ready: queues %s; site %s", ", ".join(queues), site.url)
             await stop.wait()
+            # All at once: each may take its graceful time.
+            await asyncio.gather(*(worker.shutdown() for worker in workers))
     logger.info("Worker stopped")
 
 

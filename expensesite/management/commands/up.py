@@ -26,7 +26,7 @@ from knox.settings import CONSTANTS, knox_settings
 from access import groups
 from expensesite.management import installation
 from expensesite.management.supervisor import Supervisor
-from worker.contracts import EXPENSE_QUEUE
+from worker.contracts import QUEUES
 
 LOOPBACK: Final = "127.0.0.1"
 # How long Temporal keeps a workflow after its end.
@@ -347,13 +347,17 @@ def _set_retention(temporal: str) -> bool:
 
 
 def _is_polled(temporal: str) -> bool:
-    """Whether a worker asks Temporal for workflow tasks and for activities.
+    """Whether a worker asks Temporal for workflow tasks and for activities, on each queue.
 
     Temporal knows the pollers of this run of the server only.
     """
-    answer = _ask(temporal, "task-queue", "describe", "--task-queue", EXPENSE_QUEUE, "-o", "json")
+    return all(_polled_for(temporal, queue) >= {"workflow", "activity"} for queue in QUEUES)
+
+
+def _polled_for(temporal: str, queue: str) -> set[str]:
+    answer = _ask(temporal, "task-queue", "describe", "--task-queue", queue, "-o", "json")
     pollers = json.loads(answer)["pollers"] if answer else None
-    return {poller["taskQueueType"] for poller in pollers or ()} >= {"workflow", "activity"}
+    return {poller["taskQueueType"] for poller in pollers or ()}
 
 
 def _ask(temporal: str, *command: str) -> str | None:

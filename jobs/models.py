@@ -1,0 +1,10 @@
+"""Jobs live in Temporal alone; here is the permission to run them."""
+
+from django.db import models
+
+
+class Job(models.Model):  # noqa: DJ008 (there are no rows)
+    class Meta:
+        managed = False
+        default_permissions = ()
+        permissions = [("run_job", "Can run jobs")]

@@ -1,0 +1,19 @@
+"""The routes of jobs: at the root, as the sample's clients expect them, and under `/api/v1/`."""
+
+from django.urls import URLPattern, include, path, re_path
+
+from jobs import api
+
+
+def _routes(*, at_root: bool) -> list[URLPattern]:
+    return [
+        re_path(r"^jobs/?$", api.JobsView.as_view(at_root=at_root)),
+        # A workflow's id is opaque: it may have slashes and line breaks.
+        re_path(r"^jobs/(?P<job_id>(?s:.+?))/?$", api.JobView.as_view(at_root=at_root)),
+    ]
+
+
+urlpatterns = [
+    *_routes(at_root=True),
+    path("api/v1/", include(_routes(at_root=False))),
+]
