@@ -4,7 +4,12 @@ import logging
 from http import HTTPStatus
 from typing import Any
 
-from django.core.exceptions import DisallowedHost, PermissionDenied, ValidationError
+from django.core.exceptions import (
+    DisallowedHost,
+    PermissionDenied,
+    RequestDataTooBig,
+    ValidationError,
+)
 from django.http import Http404
 from rest_framework import exceptions, views
 from rest_framework.request import Request
@@ -22,6 +27,14 @@ class Conflict(exceptions.APIException):
     default_code = "conflict"
 
 
+class TooLarge(exceptions.APIException):
+    """The body is beyond what the site reads (DATA_UPLOAD_MAX_MEMORY_SIZE)."""
+
+    status_code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    default_code = "too_large"
+    default_detail = "The body is too large; send less."
+
+
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
     """`{"type", "title", "status", "detail", "errors"?}` as application/problem+json.
 
@@ -33,6 +46,8 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
         error = exceptions.NotFound("There is no such record, or you may not see it.")
     elif isinstance(error, PermissionDenied):
         error = exceptions.PermissionDenied("You have no permission for this.")
+    elif isinstance(error, RequestDataTooBig):
+        error = TooLarge()
     elif isinstance(error, DisallowedHost):
         error = exceptions.ParseError("The site is not served under this Host (ALLOWED_HOSTS).")
     elif isinstance(error, unavailable.ERRORS):

@@ -67,9 +67,6 @@ class DecidableAdmin(ReadOnlyAdmin):
     # The state in which it waits for its decision.
     pending: ClassVar[str]
     decide_permission: ClassVar[str]
-    # The service that decides: `(request, *, verdict, actor, route, reason, now)`, the message to
-    # the workflow or None. Raises Refused and WrongState of approvals.services.
-    decide: ClassVar[Callable[..., Message | None]]
     # What the person is told where the service made no message.
     unsent: ClassVar = ""
 
@@ -79,6 +76,11 @@ class DecidableAdmin(ReadOnlyAdmin):
     actions: ClassVar = ["approve", "reject"]
     change_form_outer_before_template = "admin/approvals/decide.html"
     change_form_outer_after_template = "admin/approvals/trail.html"
+
+    def decide(self, row: Any, **asked: Any) -> Message | None:
+        """Call the service that decides, with `verdict`, `actor`, `route`, `reason` and `now`; the
+        message to the workflow, or None. Raises Refused and WrongState of approvals.services."""
+        raise NotImplementedError
 
     def has_decide_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm(self.decide_permission)
@@ -247,7 +249,8 @@ class DecidableAdmin(ReadOnlyAdmin):
 def with_delivery(requests: QuerySet[Any], keys: Iterable[Combinable]) -> QuerySet[Any]:
     """The requests, each with the kind (`message`), `message_id` and `outcome` of the newest of the
     messages with these keys."""
-    newest = Message.objects.filter(key__in=keys).order_by("-pk")[:1]
+    # One that is delivered once more is queued anew.
+    newest = Message.objects.filter(key__in=keys).order_by("-created_at", "-pk")[:1]
     annotated: QuerySet[Any] = requests.annotate(
         message=Subquery(newest.values("kind")),
         message_id=Subquery(newest.values("pk")),

@@ -38,7 +38,10 @@ class AlreadyDecided(WrongState):
 
     def __init__(self, name: str, decision: Decision) -> None:
         self.verdict = Verdict(decision.verdict)
-        super().__init__(f"{name} was already {self.verdict.label} by {decision.actor}.")
+        by = f"{self.verdict.label} by {decision.actor}"
+        if self.verdict == Verdict.EXPIRED:
+            by = "expired: nobody decided in time"
+        super().__init__(f"{name} was already {by}.")
 
 
 def check_may_decide(

@@ -17,6 +17,7 @@ from approvals.admin import DecidableAdmin, with_delivery
 from approvals.models import Route, Verdict
 from expenses import services
 from expenses.models import Expense, LedgerEntry, State
+from outbox.models import Message
 
 
 class SubmitForm(forms.ModelForm):  # type: ignore[type-arg]
@@ -34,7 +35,6 @@ class ExpenseAdmin(DecidableAdmin):
     id_field = "expense_id"
     pending = State.CREATED
     decide_permission = services.DECIDE
-    decide = staticmethod(services.decide_expense)
     unsent = "No workflow waits yet; it is told when it asks."
     form = SubmitForm
     list_display: ClassVar = [
@@ -58,6 +58,9 @@ class ExpenseAdmin(DecidableAdmin):
         ("Workflow", {"fields": ["workflow_id", "delivery", "registered_at"]}),
     ]
     add_fields: ClassVar = ["expense_id", *services.Details.__dataclass_fields__]
+
+    def decide(self, row: Expense, **asked: Any) -> Message | None:
+        return services.decide_expense(row, **asked)
 
     # Who sees and does what; the rule for a decision itself is in approvals.services.
 

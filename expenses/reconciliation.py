@@ -1,50 +1,31 @@
 """Where expenses and their workflows differ, and what can be done about it (docs/adr/0007)."""
 
-import asyncio
-import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
-from asgiref.sync import sync_to_async
-from django.db import close_old_connections
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from expenses import services
 from expenses.models import Expense, State
-from outbox import client
+from outbox import client, reconciliation
 from outbox import services as outbox
 from outbox.reconciliation import Comparison, Difference
 from worker import contracts
 
-# What is younger is under way: a registration, an attempt, the next step of a workflow.
-GRACE: Final = timedelta(seconds=30)
-# How far back the relay's look goes for workflows that were completed.
-COMPLETED_WITHIN: Final = timedelta(minutes=10)
-BATCH: Final = 256
-AT_A_TIME: Final = 32
-# Of a page of workflows so many are asked about in the relay's look. There are more suspects only
-# while the workers are down, or after a disaster; chosen at random, each has its turn.
-SAMPLE: Final = 32
-
 _NOT_PAID: Final = ""
 _RESULTS: Final = (contracts.COMPLETED, _NOT_PAID)
 # What the workflow of a settled expense returns (W2); those of others have not ended.
-_RESULT_OF: Final = {
+_RESULT_OF: Final[dict[str, str]] = {
     State.COMPLETED: contracts.COMPLETED,
     State.REJECTED: _NOT_PAID,
     State.WITHDRAWN: _NOT_PAID,
 }
 _OPEN: Final = (State.CREATED, State.APPROVED)
 _DECIDED: Final = (State.APPROVED, State.REJECTED, State.WITHDRAWN, State.COMPLETED)
-
-_TYPE = f"WorkflowType = '{contracts.EXPENSE_WORKFLOW}' AND ExecutionStatus"
-_RUNNING = f"{_TYPE} = 'Running'"
-_ENDED_WITHOUT_RESULT = f"{_TYPE} IN ('Failed', 'Canceled', 'Terminated', 'TimedOut')"
-_COMPLETED_SINCE = _TYPE + " = 'Completed' AND CloseTime > '{}'"
 
 _DELIVER: Final = "deliver the decision again"
 _START: Final = "start the workflow again"
@@ -55,26 +36,16 @@ _FIXES: Final = {_DELIVER: services.deliver_again, _START: services.start_again}
 
 
 @dataclass(frozen=True)
-class Record:
-    """What the database says of an expense that belongs to a workflow."""
+class Record(reconciliation.Record):
+    """What the database says of an expense that belongs to a workflow: since when it is created,
+    or decided."""
 
-    pk: uuid.UUID
     expense_id: str
-    workflow_id: str
     # False where a plain client's workflow was only named in a registration.
     owned: bool
-    state: State
-    # When it was decided, or else created.
-    since: datetime
     # The activity that was registered, and its run; "" for none.
     activity_id: str
     run_id: str
-    # Its decision or its workflow's start waits in the outbox.
-    queued: bool
-
-    def is_settling(self, now: datetime) -> bool:
-        """Whether it may differ for no other reason than that its change is under way."""
-        return self.queued or now - self.since < GRACE
 
 
 def judge(record: Record, run: client.Run | None, now: datetime) -> Difference | None:
@@ -113,7 +84,7 @@ def _waits(record: Record, run: client.Run, now: datetime) -> bool:
             if record.owned
             else (run.id, activity.id) == (record.run_id, record.activity_id)
         )
-        and now - activity.scheduled_at >= GRACE
+        and now - activity.scheduled_at >= reconciliation.GRACE
         for activity in run.waits_for
     )
 
@@ -137,64 +108,6 @@ def _fix(fix: Callable[[Expense], bool], pk: uuid.UUID) -> bool:
     return fix(Expense.objects.get(pk=pk))
 
 
-async def everything(
-    temporal: client.Temporal, now: datetime, progress: Callable[[int], None]
-) -> AsyncIterator[Difference]:
-    """Compare each expense that belongs to a workflow, by a call or two of Temporal for each."""
-    after = uuid.UUID(int=0)
-    while records := await sync_to_async(_records)(
-        _compared().filter(pk__gt=after).order_by("pk")[:BATCH]
-    ):
-        after = records[-1].pk
-        at_rest = [record for record in records if not record.is_settling(now)]
-        for difference in await _differences(temporal, at_rest, now):
-            yield difference
-        progress(len(records))
-
-
-async def suspects(temporal: client.Temporal, now: datetime) -> AsyncIterator[Difference]:
-    """Compare the decided expenses whose workflows run, the expenses whose workflows ended without
-    a result, and the open ones whose workflows were completed lately."""
-    completed = _COMPLETED_SINCE.format((now - COMPLETED_WITHIN).isoformat())
-    for query, states in (
-        (_RUNNING, _DECIDED),
-        (_ENDED_WITHOUT_RESULT, State.values),
-        (completed, _OPEN),
-    ):
-        async for workflow_ids in temporal.workflow_ids(query):
-            records = await sync_to_async(_records)(
-                _compared().filter(workflow_id__in=workflow_ids, state__in=states)
-            )
-            suspected = [record for record in records if not record.is_settling(now)]
-            sample = random.sample(suspected, min(len(suspected), SAMPLE))
-            for difference in await _differences(temporal, sample, now):
-                yield difference
-
-
-COMPARISON: Final = Comparison(
-    count=lambda: _compared().count(), everything=everything, suspects=suspects
-)
-
-
-async def _differences(
-    temporal: client.Temporal, records: Sequence[Record], now: datetime
-) -> list[Difference]:
-    slots = asyncio.Semaphore(AT_A_TIME)
-
-    async def difference(record: Record) -> Difference | None:
-        async with slots:
-            run = await temporal.run_of(record.workflow_id, results=_RESULTS)
-        return judge(record, run, now)
-
-    found = dict(zip(records, await asyncio.gather(*map(difference, records)), strict=True))
-    differing = [record.pk for record in records if found[record] is not None]
-    if not differing:
-        return []
-    # The record was read before the run. Where it reads the same after, the two did not cross.
-    same = await sync_to_async(_records)(_compared().filter(pk__in=differing))
-    return [one for record in same if (one := found.get(record)) is not None]
-
-
 def _compared() -> QuerySet[Expense]:
     """The expenses that belong to a workflow. Where its id served several: the one that it serves
     now, else the newest."""
@@ -210,7 +123,6 @@ def _compared() -> QuerySet[Expense]:
 
 
 def _records(expenses: QuerySet[Expense]) -> list[Record]:
-    close_old_connections()
     rows: list[Any] = list(
         expenses.values_list(
             "pk",
@@ -227,15 +139,15 @@ def _records(expenses: QuerySet[Expense]) -> list[Record]:
     waiting = outbox.waiting([key for _, expense_id, *_ in rows for key in _keys(expense_id)])
     return [
         Record(
-            pk,
-            expense_id,
-            workflow_id,
-            owned,
-            State(state),
+            pk=pk,
+            workflow_id=workflow_id,
+            state=state,
             since=decided_at or created_at,
+            queued=not waiting.isdisjoint(_keys(expense_id)),
+            expense_id=expense_id,
+            owned=owned,
             activity_id=activity_id or "",
             run_id=run_id or "",
-            queued=not waiting.isdisjoint(_keys(expense_id)),
         )
         for (
             pk,
@@ -253,3 +165,15 @@ def _records(expenses: QuerySet[Expense]) -> list[Record]:
 
 def _keys(expense_id: str) -> tuple[str, str]:
     return services.decision_key(expense_id), services.start_key(expense_id)
+
+
+COMPARISON: Final = Comparison(
+    rows=_compared,
+    read=_records,
+    judge=judge,
+    results=_RESULTS,
+    workflow=contracts.EXPENSE_WORKFLOW,
+    suspect_while_running=_DECIDED,
+    suspect_after_failure=State.values,
+    suspect_after_completion=_OPEN,
+)

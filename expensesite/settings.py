@@ -8,6 +8,7 @@ The README lists the variables.
 import logging
 import os
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import dotenv
@@ -15,6 +16,8 @@ import environs
 from cryptography.fernet import Fernet
 from csp.constants import NONE, SELF, UNSAFE_EVAL, UNSAFE_INLINE
 from django.core.exceptions import ImproperlyConfigured
+
+from worker.contracts import LONGEST_APPROVAL_SECONDS
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -60,6 +63,20 @@ WEB_THREADS = env.int("WEB_THREADS", 16)
 EXPENSES_SITE_URL = env.str("EXPENSES_SITE_URL", "http://127.0.0.1:8099").rstrip("/")
 # Where people see a run: an expense's page links there. Empty: no link.
 TEMPORAL_UI_URL = env.str("TEMPORAL_UI_URL", "").rstrip("/")
+# Above this total a human decides on an order, within so many seconds (requirements O1).
+ORDERS_APPROVAL_THRESHOLD: Decimal = env.decimal("ORDERS_APPROVAL_THRESHOLD", Decimal(1000))
+ORDERS_APPROVAL_SECONDS = env.int("ORDERS_APPROVAL_SECONDS", 300)
+if not (ORDERS_APPROVAL_THRESHOLD.is_finite() and ORDERS_APPROVAL_THRESHOLD >= 0):
+    raise ImproperlyConfigured("ORDERS_APPROVAL_THRESHOLD must be an amount from 0.")
+if not 1 <= ORDERS_APPROVAL_SECONDS <= LONGEST_APPROVAL_SECONDS:
+    raise ImproperlyConfigured(
+        f"ORDERS_APPROVAL_SECONDS must be a number from 1 to {LONGEST_APPROVAL_SECONDS} (30 days)."
+    )
+# The classes behind the protocols of orders.integrations (requirements O9).
+ORDERS_INVENTORY = env.str("ORDERS_INVENTORY", "orders.integrations.database.Inventory")
+ORDERS_PAYMENTS = env.str("ORDERS_PAYMENTS", "orders.integrations.database.Payments")
+ORDERS_WAREHOUSE = env.str("ORDERS_WAREHOUSE", "orders.integrations.database.Warehouse")
+ORDERS_MAILER = env.str("ORDERS_MAILER", "orders.integrations.database.Mailer")
 TEMPORAL_NAMESPACE = env.str("TEMPORAL_NAMESPACE", "default")
 
 INSTALLED_APPS = [
@@ -77,6 +94,7 @@ INSTALLED_APPS = [
     "outbox",
     "approvals",
     "expenses",
+    "orders",
     "jobs",
     "expensesite",
 ]

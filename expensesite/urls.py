@@ -25,6 +25,7 @@ urlpatterns = [
     path("readyz", health.ready),
     path("metrics", health.metrics),
     # Before those of expenses, which answer for every other path of the API.
+    path("", include("orders.urls")),
     path("", include("jobs.urls")),
     path("", include("expenses.urls")),
 ]

@@ -24,6 +24,7 @@ from temporalio.client import (
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowFailureError,
+    WorkflowHandle,
     WorkflowHistoryEventFilterType,
 )
 from temporalio.envconfig import ClientConfig
@@ -220,53 +221,73 @@ class Temporal:
     async def _started_before(self, workflow_id: str, memo: dict[str, Any]) -> Outcome:
         """Whether the run under this id is the one with this memo."""
         description = await self._describe(workflow_id)
-        if description is not None and await description.memo() == memo:
+        if await self._has_memo(description, memo):
             return Outcome.ALREADY_COMPLETED
-        if description is None or description.status is WorkflowExecutionStatus.RUNNING:
-            raise Unreachable("Another run under its workflow id has not ended.", down=False)
-        return Outcome.CONFLICT
+        if description is not None and description.status is WorkflowExecutionStatus.COMPLETED:
+            return Outcome.CONFLICT
+        # One that has failed since leaves its id.
+        raise Unreachable("Another run under its workflow id has not ended.", down=False)
+
+    async def _has_memo(
+        self, description: WorkflowExecutionDescription | None, memo: dict[str, Any]
+    ) -> bool:
+        # Not decoded: what another client wrote may not be readable here.
+        encode = (await self.client()).data_converter.encode
+        wanted = {name: (await encode([value]))[0] for name, value in memo.items()}
+        return description is not None and wanted == dict(description.raw_info.memo.fields)
 
     async def signal_workflow(
-        self, workflow_id: str, signal: str, argument: str, *, started: bool
+        self,
+        workflow_id: str,
+        signal: str,
+        argument: str,
+        *,
+        memo: dict[str, Any],
+        started: bool,
     ) -> Outcome:
-        """Signal a workflow; ALREADY_COMPLETED where it came to its end without.
+        """Signal the run with this memo, at least once; ALREADY_COMPLETED where it came to its end
+        without.
 
-        At least once. `started` is False where the workflow's start was still under way when this
-        was asked for. Raises Unreachable.
+        `started` is False where the start of the run was still under way when this was asked for:
+        it is waited for then. Raises Unreachable.
         """
-        handle = (await self.client()).get_workflow_handle(workflow_id)
-        return await self._tell(workflow_id, lambda: handle.signal(signal, argument), started)
+        return await self._tell(
+            workflow_id, memo, started, lambda handle: handle.signal(signal, argument)
+        )
 
-    async def cancel_workflow(self, workflow_id: str, *, started: bool) -> Outcome:
-        """Ask a workflow to cancel itself; otherwise as :meth:`signal_workflow`."""
-        handle = (await self.client()).get_workflow_handle(workflow_id)
-        return await self._tell(workflow_id, handle.cancel, started)
+    async def cancel_workflow(
+        self, workflow_id: str, *, memo: dict[str, Any], started: bool
+    ) -> Outcome:
+        """Ask the run with this memo to cancel itself; otherwise as :meth:`signal_workflow`."""
+        return await self._tell(workflow_id, memo, started, lambda handle: handle.cancel())
 
     async def _tell(
-        self, workflow_id: str, call: Callable[[], Awaitable[None]], started: bool
+        self,
+        workflow_id: str,
+        memo: dict[str, Any],
+        started: bool,
+        call: Callable[[WorkflowHandle[Any, Any]], Awaitable[None]],
     ) -> Outcome:
+        # Asked first: a closed workflow accepts its cancellation, and the id may serve another.
+        description = await self._describe(workflow_id)
+        if description is None or not await self._has_memo(description, memo):
+            if not started:
+                raise Unreachable("The workflow is not started yet.", down=False)
+            return Outcome.UNDELIVERABLE
+        if description.status is not WorkflowExecutionStatus.RUNNING:
+            came_to_its_end = description.status in (
+                WorkflowExecutionStatus.COMPLETED,
+                WorkflowExecutionStatus.CANCELED,
+            )
+            return Outcome.ALREADY_COMPLETED if came_to_its_end else Outcome.UNDELIVERABLE
+        handle = (await self.client()).get_workflow_handle(workflow_id, run_id=description.run_id)
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                await call()
-        except RPCError as error:
-            if error.status is RPCStatusCode.ALREADY_EXISTS:  # its cancellation was asked for
-                return Outcome.ALREADY_COMPLETED
-            if error.status is not RPCStatusCode.NOT_FOUND or _is_unknown_namespace(error):
-                _raise_unreachable(error)
-        except (RuntimeError, TimeoutError) as error:
+                await call(handle)
+        except (RPCError, RuntimeError, TimeoutError) as error:
+            # NOT_FOUND: it ended since the description. The next attempt asks.
             _raise_unreachable(error)
-        else:
-            return Outcome.DELIVERED
-        description = await self._describe(workflow_id)
-        if description is None and not started:
-            raise Unreachable("The workflow is not started yet.", down=False)
-        if description is not None and description.status is WorkflowExecutionStatus.RUNNING:
-            raise Unreachable("The workflow was started anew meanwhile.", down=False)
-        came_to_its_end = description is not None and description.status in (
-            WorkflowExecutionStatus.COMPLETED,
-            WorkflowExecutionStatus.CANCELED,
-        )
-        return Outcome.ALREADY_COMPLETED if came_to_its_end else Outcome.UNDELIVERABLE
+        return Outcome.DELIVERED
 
     async def result(self, workflow_id: str) -> Any:
         """What the workflow returned, however long it takes. Raises WorkflowFailed."""

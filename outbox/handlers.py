@@ -40,12 +40,12 @@ async def start_workflow(temporal: client.Temporal, payload: dict[str, Any]) -> 
 
 
 async def signal_workflow(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:
-    """`{"workflow_id": str, "signal": str, "argument": str, "started": bool}`"""
+    """`{"workflow_id": str, "memo": {…}, "signal": str, "argument": str, "started": bool}`"""
     return await temporal.signal_workflow(**payload)
 
 
 async def cancel_workflow(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:
-    """`{"workflow_id": str, "started": bool}`"""
+    """`{"workflow_id": str, "memo": {…}, "started": bool}`"""
     return await temporal.cancel_workflow(**payload)
 
 

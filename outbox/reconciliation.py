@@ -6,19 +6,31 @@ a look at the visibility store makes suspect each minute in the relay.
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import AsyncIterator, Callable
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final, Generic, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError, close_old_connections
+from django.db.models import QuerySet
 
 from outbox import client, delivery
 
 log = logging.getLogger(__name__)
 
+# What is younger is under way: a registration, an attempt, the next step of a workflow.
+GRACE: Final = timedelta(seconds=30)
+# How far back the relay's look goes for workflows that were completed.
+COMPLETED_WITHIN: Final = timedelta(minutes=10)
+BATCH: Final = 256
+AT_A_TIME: Final = 32
+# Of a page of workflows so many are asked about in the relay's look. There are more suspects only
+# while the workers are down, or after a disaster; chosen at random, each has its turn.
+SAMPLE: Final = 32
 EVERY_SECONDS: Final = 60.0
 # However many workflows run, the looks take a tenth of the time at most.
 PAUSE_PER_LOOK: Final = 9
@@ -46,23 +58,109 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What a domain registers.
+class Record:
+    """What the database says of a subject that belongs to a workflow."""
 
-    `everything(temporal, now, progress)` compares each record and calls `progress` with the
-    number of those it has done, of `count()` in all. `suspects(temporal, now)` asks the visibility
-    store which records may differ, and compares these: cheap enough for each minute. Both raise
-    client.Unreachable, and never report what is merely under way.
+    pk: uuid.UUID
+    workflow_id: str
+    state: str
+    # When it changed last, as far as that concerns its workflow.
+    since: datetime
+    # A message to its workflow waits in the outbox.
+    queued: bool
+
+    def is_settling(self, now: datetime) -> bool:
+        """Whether it may differ for no other reason than that its change is under way."""
+        return self.queued or now - self.since < GRACE
+
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Generic[R]):
+    """What a domain registers: how its records are read and judged.
+
+    `rows()` are those that belong to a workflow, of a model with a UUID as its key, `workflow_id`
+    and `state`; `read` makes records of some. `judge(record, run, now)` is how a record that is
+    not settling differs from the current run of its workflow, which is None where Temporal knows
+    none; and None where it does not differ, or where the run goes on by itself. `results` are what
+    the run may return that `judge` tells apart.
     """
 
-    count: Callable[[], int]
-    everything: Callable[
-        [client.Temporal, datetime, Callable[[int], None]], AsyncIterator[Difference]
-    ]
-    suspects: Callable[[client.Temporal, datetime], AsyncIterator[Difference]]
+    rows: Callable[[], QuerySet[Any]]
+    read: Callable[[QuerySet[Any]], list[R]]
+    judge: Callable[[R, client.Run | None, datetime], Difference | None]
+    results: Sequence[str] = ()
+    # The type of the workflows, and the states of the records that are suspect in the relay's
+    # look: where the workflow runs, where it ended without a result, where it completed lately.
+    workflow: str
+    suspect_while_running: Sequence[str]
+    suspect_after_failure: Sequence[str]
+    suspect_after_completion: Sequence[str]
+
+    def count(self) -> int:
+        """How many records :meth:`everything` compares."""
+        return self.rows().count()
+
+    async def everything(
+        self, temporal: client.Temporal, now: datetime, progress: Callable[[int], None]
+    ) -> AsyncIterator[Difference]:
+        """Compare each record, by a call or two of Temporal; `progress` is called with the number
+        of those that are done. Raises client.Unreachable."""
+        after = uuid.UUID(int=0)
+        while records := await self._read(pk__gt=after, limit=BATCH):
+            after = records[-1].pk
+            at_rest = [record for record in records if not record.is_settling(now)]
+            for difference in await self._differences(temporal, at_rest, now):
+                yield difference
+            progress(len(records))
+
+    async def suspects(self, temporal: client.Temporal, now: datetime) -> AsyncIterator[Difference]:
+        """Compare the records that the visibility store makes suspect: cheap enough for each
+        minute. Raises client.Unreachable."""
+        status = f"WorkflowType = '{self.workflow}' AND ExecutionStatus"
+        since = (now - COMPLETED_WITHIN).isoformat()
+        for query, states in (
+            (f"{status} = 'Running'", self.suspect_while_running),
+            (
+                f"{status} IN ('Failed', 'Canceled', 'Terminated', 'TimedOut')",
+                self.suspect_after_failure,
+            ),
+            (f"{status} = 'Completed' AND CloseTime > '{since}'", self.suspect_after_completion),
+        ):
+            async for workflow_ids in temporal.workflow_ids(query):
+                records = await self._read(workflow_id__in=workflow_ids, state__in=states)
+                suspected = [record for record in records if not record.is_settling(now)]
+                sample = random.sample(suspected, min(len(suspected), SAMPLE))
+                for difference in await self._differences(temporal, sample, now):
+                    yield difference
+
+    async def _differences(
+        self, temporal: client.Temporal, records: Sequence[R], now: datetime
+    ) -> list[Difference]:
+        slots = asyncio.Semaphore(AT_A_TIME)
+
+        async def difference(record: R) -> Difference | None:
+            async with slots:
+                run = await temporal.run_of(record.workflow_id, results=self.results)
+            return self.judge(record, run, now)
+
+        found = dict(zip(records, await asyncio.gather(*map(difference, records)), strict=True))
+        differing = [record.pk for record in records if found[record] is not None]
+        if not differing:
+            return []
+        # The record was read before the run. Where it reads the same after, the two did not cross.
+        same = await self._read(pk__in=differing)
+        return [one for record in same if (one := found.get(record)) is not None]
+
+    @sync_to_async
+    def _read(self, limit: int | None = None, **which: Any) -> list[R]:
+        close_old_connections()
+        return self.read(self.rows().filter(**which).order_by("pk")[:limit])
 
 
-COMPARISONS: Final[dict[str, Comparison]] = {}
+COMPARISONS: Final[dict[str, Comparison[Any]]] = {}
 
 
 async def fix(difference: Difference) -> None:

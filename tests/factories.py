@@ -13,8 +13,12 @@ from access import actors, groups
 from approvals.models import Decision, Route, Verdict
 from expenses import services
 from expenses.models import CallbackAddress, Expense, LedgerEntry, State
+from orders import fulfilment, integrations
+from orders import models as order_models
+from orders import services as order_services
 from outbox.addresses import Address
 from outbox.models import Message, Outcome
+from worker import contracts
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 DETAILS = services.Details(amount=Decimal("12.50"), currency="EUR", merchant="Café")
@@ -106,6 +110,91 @@ def delivered_messages(count: int) -> None:
 
 
 def records() -> dict[type[Model], list[dict[str, Any]]]:
-    """Every row that an operation on expenses may write, but the audit trail."""
-    models = (Expense, Decision, LedgerEntry, CallbackAddress, Message)
+    """Every row that an operation on expenses or orders may write, but the audit trail."""
+    models: tuple[type[Model], ...] = (Expense, Decision, LedgerEntry, CallbackAddress, Message)
+    models += (order_models.Order, order_models.OrderLine, order_models.OrderStep)
+    models += (order_models.StockItem, order_models.Reservation, order_models.ReservedItem)
+    models += (order_models.Charge, order_models.WarehouseRecord, order_models.Shipment)
+    models += (order_models.Mail,)
     return {model: list(model._base_manager.order_by("pk").values()) for model in models}
+
+
+def stock() -> None:
+    """The products of `make up`."""
+    if not order_models.StockItem.objects.exists():
+        order_services.stock_examples()
+
+
+DETAILS_OF_ORDER = order_services.Details(customer_id="cust-42", payment_method="tok_visa")
+# A desk lamp and two notebooks: 44.40. A cent above the threshold: 1000.01.
+SMALL = (integrations.Item("SKU-001", 1), integrations.Item("SKU-003", 2))
+LARGE = (integrations.Item("SKU-1001", 1),)
+STEPS = (
+    contracts.CHECK_INVENTORY,
+    contracts.RESERVE_INVENTORY,
+    contracts.PROCESS_PAYMENT,
+    contracts.UPDATE_WAREHOUSE,
+)
+UNDOES = (
+    contracts.REVERT_WAREHOUSE,
+    contracts.REFUND_PAYMENT,
+    contracts.RELEASE_INVENTORY,
+)
+
+
+def order(
+    order_id: str = "ord-1",
+    state: order_models.State = order_models.State.RUNNING,
+    *,
+    large: bool = False,
+    submitter: User | None = None,
+    workflow_id: str | None = None,
+    details: order_services.Details = DETAILS_OF_ORDER,
+    now: datetime = NOW,
+) -> order_models.Order:
+    """An order in `state`, all of its steps done and, in the end, undone again.
+
+    A large one, as each that waits, needs a decision: it was approved. A cancelled one was
+    cancelled as it ran.
+    """
+    states = order_models.State
+    stock()
+    large = large or state == states.PENDING
+    who: dict[str, Any] = {"route": Route.PROTOCOL, "now": now}
+    made = order_services.submit_order(
+        order_id,
+        workflow_id=workflow_id or contracts.order_workflow_id(order_id),
+        items=LARGE if large else SMALL,
+        details=details,
+        actor=actors.Actor.of(submitter) if submitter else actors.LOCAL,
+        **who,
+    )
+    if large and state != states.PENDING:
+        order_services.decide_order(
+            made, verdict=Verdict.APPROVED, actor=actors.LOCAL, reason="as made", **who
+        )
+    if state in (states.COMPLETED, states.COMPENSATING, *order_models.UNDONE):
+        carry(made, *STEPS, now=now)
+    if state == states.COMPLETED:
+        carry(made, contracts.COMPLETE_ORDER, now=now)
+    elif state == states.CANCELLED:
+        order_services.cancel_order(made, actor=actors.LOCAL, reason="as made", **who)
+    elif state in (states.COMPENSATING, states.FAILED):
+        failure = {"failed_step": contracts.UPDATE_WAREHOUSE, "reason": "as made"}
+        carry(made, contracts.BEGIN_COMPENSATION, now=now, **failure)
+    if state in order_models.UNDONE:
+        carry(made, *UNDOES, contracts.CLOSE_ORDER, now=now)
+    made.refresh_from_db()
+    return made
+
+
+def carry(
+    order: order_models.Order, *steps: str, attempt: int = 1, now: datetime = NOW, **details: Any
+) -> dict[str, Any]:
+    """Carry out what the workflow of an attempt asks for; the answer to the last of the steps."""
+    answer: dict[str, Any] = {}
+    for step in steps:
+        answer = fulfilment.carry_out(
+            order, step, attempt=attempt, details=details, actor=actors.LOCAL, now=now
+        )
+    return answer

@@ -45,6 +45,14 @@ REFUND_PAYMENT: Final = "refund_payment_by_idempotency_key"
 RELEASE_INVENTORY: Final = "release_inventory"
 CLOSE_ORDER: Final = "close_order"
 
+# The steps of an order in their sequence, and what undoes each (requirements O2, O5).
+SAGA: Final = (
+    (CHECK_INVENTORY, None),
+    (RESERVE_INVENTORY, RELEASE_INVENTORY),
+    (PROCESS_PAYMENT, REFUND_PAYMENT),
+    (UPDATE_WAREHOUSE, REVERT_WAREHOUSE),
+)
+
 # Where a failure can be injected, and after which step's effect (requirements O6).
 FAIL_AT: Final = {
     "inventory-check": CHECK_INVENTORY,
@@ -69,7 +77,7 @@ LONGEST_APPROVAL_SECONDS: Final = 30 * 24 * 3600
 
 @dataclass(frozen=True)
 class Order:
-    """Argument of an order's workflow. What people wrote stays on the site.
+    """Argument of an order's workflow. Who ordered, and where to, stays on the site.
 
     `order` is the record's UUID, `attempt` counts the runs that were asked for, from 1; `fail_at`
     is a key of :data:`FAIL_AT`, or "".
@@ -115,7 +123,7 @@ JOB_WORKFLOW: Final = "SayHelloWorkflow"
 SAY_HELLO: Final = "say_hello_activity"
 
 # What a worker of this project executes: the queues, and every type of workflow.
-QUEUES: Final = (EXPENSE_QUEUE, JOB_QUEUE)
+QUEUES: Final = (EXPENSE_QUEUE, ORDER_QUEUE, JOB_QUEUE)
 WORKFLOWS: Final = (EXPENSE_WORKFLOW, ORDER_WORKFLOW, JOB_WORKFLOW)
 
 
@@ -148,6 +156,10 @@ def order_workflow_id(order_id: str) -> str:
 def command_workflow_id(order_id: str) -> str:
     """The workflow id of an order from the command line (O8)."""
     return f"order-workflow-{order_id}"
+
+
+# How the ids of expenses' and jobs' workflows begin: an order does not take them (X7).
+OTHERS_WORKFLOW_IDS: Final = ("expense_", "say-hello-workflow-")
 
 
 def job_workflow_id(unique: uuid.UUID) -> str:

@@ -71,6 +71,8 @@ def prepare(arguments: list[str]) -> None:
         "EXPENSES_PROTOCOL_ACCESS": "open",
         "DATABASE_URL": f"sqlite:///{quote(str(directory / 'db.sqlite3'))}",
         "EXPENSES_SITE_URL": "",
+        "ORDERS_APPROVAL_THRESHOLD": "1000",
+        "ORDERS_APPROVAL_SECONDS": "300",
     }.items():
         os.environ[name] = os.environ.get(name) or value
     # The embedded server is the one that is used, whatever this person's own settings are.

@@ -147,7 +147,8 @@ def test_decision_and_its_entry(verdict: Verdict) -> None:
         assert told == (None, "local", "workflow", "r", factories.NOW)
     error = services.AlreadyDecided("ord-1", decision)
     assert error.verdict is verdict
-    assert str(error) == f"ord-1 was already {verdict.label} by local."
+    by = "expired: nobody decided in time" if verdict == Verdict.EXPIRED else None
+    assert str(error) == f"ord-1 was already {by or f'{verdict.label} by local'}."
 
 
 def test_trail_of_one_request() -> None:

@@ -14,6 +14,7 @@ from access import actors, groups
 from approvals.models import Route, Verdict
 from expenses import services
 from expenses.models import Expense, State
+from orders import models as orders
 from outbox.models import Message, Outcome
 from tests import factories
 
@@ -169,3 +170,33 @@ def test_an_operator_retries(page: Page) -> None:
     assert set(Message.objects.values_list("outcome", flat=True)) == {None}
     page.get_by_role("link", name="train", exact=True).click()
     expect(page.get_by_role("link", name="Its delivery to the workflow")).to_be_visible()
+
+
+def test_orders_are_decided_and_undone(page: Page) -> None:
+    """O10, O7, X5: an approver decides an order on its page, which tells what was ordered and what
+    was done and undone; the snapshot leads to each; the operator adds pieces to the stock."""
+    User.objects.get(username="ada").groups.add(Group.objects.get(name=groups.OPERATOR))
+    factories.order("ORD-1", orders.State.PENDING)
+    factories.order("ORD-2", orders.State.FAILED)
+    page.goto("/admin/orders/order/")
+    page.get_by_role("link", name="ORD-1").click()
+    expect(page.get_by_text("A cent above the threshold (SKU-1001) at 1000.01")).to_be_visible()
+    page.get_by_role("button", name="Approve").click()
+    expect(page.get_by_text("Approved: ORD-1.")).to_be_visible()
+
+    page.get_by_role("link", name="Snapshot").click()
+    expect(page.get_by_role("heading", name="Inventory")).to_be_visible()
+    page.get_by_role("link", name="ORD-2").click()
+    trail = page.get_by_role("table").last
+    expect(trail).to_contain_text("refund payment by idempotency key compensated")
+    page.get_by_role("button", name="Retry").click()
+    expect(page.get_by_text("Retried: ORD-2.")).to_be_visible()
+    states = orders.Order.objects.order_by("order_id").values_list("state", "attempt")
+    assert list(states) == [("running", 1), ("running", 2)]
+
+    page.get_by_role("link", name="Stock items").click()
+    page.get_by_role("link", name="SKU-001").click()
+    page.get_by_label("Pieces to add").fill("5")
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.get_by_text("was changed successfully")).to_be_visible()
+    assert orders.StockItem.objects.get(product_id="SKU-001").available == 30

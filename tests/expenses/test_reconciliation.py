@@ -26,10 +26,11 @@ from temporalio.worker import Worker
 
 from access import actors
 from approvals.models import Route, Verdict
-from expenses import reconciliation, services
+from expenses import services
 from expenses.models import Expense, LedgerEntry, State
+from expenses.reconciliation import COMPARISON
 from expensesite.management.commands import relay as relay_command
-from outbox import client, relay
+from outbox import client, reconciliation, relay
 from outbox.models import NEEDS_ATTENTION, Message, Outcome
 from outbox.reconciliation import Difference, Reconciler
 from tests import factories
@@ -157,12 +158,12 @@ async def deliver() -> int:
 
 async def all_differences() -> list[Difference]:
     now = timezone.now()
-    found = reconciliation.everything(client.Temporal(), now, lambda done: None)
+    found = COMPARISON.everything(client.Temporal(), now, lambda done: None)
     return [difference async for difference in found]
 
 
 async def suspected() -> list[Difference]:
-    found = reconciliation.suspects(client.Temporal(), timezone.now())
+    found = COMPARISON.suspects(client.Temporal(), timezone.now())
     return [difference async for difference in found]
 
 
@@ -305,7 +306,7 @@ def test_workflow_that_serves_again() -> None:
     later = factories.NOW + timedelta(days=1)
     factories.expense("settled", State.REJECTED, workflow_id="again", now=later)
     served = factories.expense("open", State.CREATED, workflow_id="again")
-    compared = reconciliation._compared().values_list("expense_id", flat=True)
+    compared = COMPARISON.rows().values_list("expense_id", flat=True)
     assert list(compared) == ["open"]
     services.decide_expense(
         served,
@@ -361,7 +362,7 @@ async def test_end_between_the_two_reads(installation: Installation) -> None:
                 assert await installation.ends(expense_id) == "COMPLETED"
             return await super().run_of(workflow_id, results=results)
 
-    found = reconciliation.everything(Crossing(), timezone.now(), lambda done: None)
+    found = COMPARISON.everything(Crossing(), timezone.now(), lambda done: None)
     assert [difference async for difference in found] == []
     assert await paid_once(expense_id)
 
@@ -377,7 +378,7 @@ async def test_grace(worked: Installation, monkeypatch: pytest.MonkeyPatch) -> N
 
     async def after(seconds: float) -> list[str]:
         now = waits_since + timedelta(seconds=seconds)
-        found = reconciliation.everything(client.Temporal(), now, lambda done: None)
+        found = COMPARISON.everything(client.Temporal(), now, lambda done: None)
         return [difference.subject async for difference in found]
 
     assert await after(25) == []

@@ -250,6 +250,8 @@ def test_metrics(local: Client, accept: str) -> None:
         "outbox_messages_waiting complete_activity": 0,
         "outbox_messages_waiting complete_wait": 0,
         "outbox_messages_waiting start_workflow": 0,
+        "outbox_messages_waiting signal_workflow": 0,
+        "outbox_messages_waiting cancel_workflow": 0,
         "outbox_oldest_waiting_age_seconds": 0,
         "outbox_oldest_waiting_attempts": 0,
         "outbox_messages_needing_attention conflict": 0,

@@ -75,7 +75,7 @@ _COMPLETE: Final = "temporalio.client:AsyncActivityHandle.complete"
 
 
 def _is_of(path: str, **query: str) -> Callable[..., bool]:
-    def about(_site: Any, _method: str, asked: str, *, params: Any, **_: Any) -> bool:
+    def about(_site: Any, _method: str, asked: str, *, params: Any = None, **_: Any) -> bool:
         return asked == path and query.items() <= params.items()
 
     return about
@@ -321,7 +321,8 @@ SHORTER: Final = {
     "worker.site:TOTAL_SECONDS": 1.5,
     "worker.site:READ_SECONDS": 1.0,
 }
-REQUEST_ACTIVITY: Final = timedelta(seconds=10)
+# Activities that make a request: of an expense, of an order's step and of its undoing.
+REQUEST_ACTIVITIES: Final = (timedelta(seconds=10), timedelta(seconds=30), timedelta(seconds=60))
 SHORTER_REQUEST_ACTIVITY: Final = timedelta(seconds=2)
 SHORTER_WORKFLOW_TASK: Final = timedelta(seconds=2)
 SHORTER_INTERVALS: Final = {
@@ -440,17 +441,23 @@ def _fail(action: str, point: Point) -> None:
 
 
 def _with_shorter_times(execute_activity: Callable[..., Any]) -> Callable[..., Any]:
+    execute_activity = with_shorter_intervals(execute_activity)
+
     @functools.wraps(execute_activity)
-    def shorter(
-        *args: Any, start_to_close_timeout: timedelta, retry_policy: Any, **kwargs: Any
-    ) -> Any:
-        if start_to_close_timeout == REQUEST_ACTIVITY:
+    def shorter(*args: Any, start_to_close_timeout: timedelta, **kwargs: Any) -> Any:
+        if start_to_close_timeout in REQUEST_ACTIVITIES:
             start_to_close_timeout = SHORTER_REQUEST_ACTIVITY
-        return execute_activity(
-            *args,
-            start_to_close_timeout=start_to_close_timeout,
-            retry_policy=dataclasses.replace(retry_policy, **SHORTER_INTERVALS),
-            **kwargs,
-        )
+        return execute_activity(*args, start_to_close_timeout=start_to_close_timeout, **kwargs)
+
+    return shorter
+
+
+def with_shorter_intervals(execute_activity: Callable[..., Any]) -> Callable[..., Any]:
+    """Retries come sooner."""
+
+    @functools.wraps(execute_activity)
+    def shorter(*args: Any, retry_policy: Any, **kwargs: Any) -> Any:
+        retry_policy = dataclasses.replace(retry_policy, **SHORTER_INTERVALS)
+        return execute_activity(*args, retry_policy=retry_policy, **kwargs)
 
     return shorter

@@ -23,7 +23,8 @@ class ReplyDropper:
     sees a transport error. The same error, without a question, where the site refuses the
     connection or breaks it. Otherwise the client's connection is kept for its next request.
 
-    Bodies have a Content-Length or are chunked, without trailers. Use as a context manager.
+    Bodies have a Content-Length or are chunked, without trailers; that of a reply may end with its
+    connection. Use as a context manager.
     """
 
     def __init__(self, port: int, drops: Callable[[str], bool]) -> None:
@@ -80,13 +81,15 @@ class ReplyDropper:
         try:
             writer.write(request)
             await writer.drain()
-            reply = await _message(reader, bodiless=method == b"HEAD")
+            reply = await _message(reader, bodiless=method == b"HEAD", to_the_end=True)
         finally:
             writer.close()
         return None if self._drops(f"{method.decode()} {target.decode()}") else reply
 
 
-async def _message(reader: asyncio.StreamReader, *, bodiless: bool = False) -> bytes:
+async def _message(
+    reader: asyncio.StreamReader, *, bodiless: bool = False, to_the_end: bool = False
+) -> bytes:
     """One request or reply, head and body. Raises IncompleteReadError at the connection's end."""
     message = await reader.readuntil(b"\r\n\r\n")
     if bodiless or _NO_BODY.match(message):
@@ -98,5 +101,9 @@ async def _message(reader: asyncio.StreamReader, *, bodiless: bool = False) -> b
             size = int(line.partition(b";")[0], 16)
             message += line + await reader.readexactly(size + 2)
         return message
-    length = _LENGTH.search(message)
-    return message + await reader.readexactly(int(length[1])) if length else message
+    if length := _LENGTH.search(message):
+        return message + await reader.readexactly(int(length[1]))
+    if not to_the_end:
+        return message
+    body = await reader.read()
+    return message[:-2] + b"Content-Length: %d\r\n\r\n" % len(body) + body

@@ -67,6 +67,21 @@ def test_chunked_reply_is_passed_on_as_it_is() -> None:
             assert client.get("/").text == "SUCCEED"
 
 
+def test_reply_that_ends_with_its_connection() -> None:
+    """Django's own server sends its bodies so."""
+
+    def unmeasured(handler: sites.Handler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(b"SUCCEED")
+        handler.close_connection = True
+
+    with sites.scripted_site() as site, ReplyDropper(site.server_port, lambda _: False) as proxy:
+        site.script("/", unmeasured)
+        with httpx.Client(base_url=proxy.url, timeout=SECONDS, trust_env=False) as client:
+            assert [client.get("/").text for _ in range(2)] == ["SUCCEED"] * 2
+
+
 def test_site_that_refuses_or_dies_breaks_the_connection() -> None:
     """A kill of the site reaches the client as a transport error, not as an answer or a wait."""
     with socket.socket() as site:

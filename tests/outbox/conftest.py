@@ -82,12 +82,20 @@ class waiter:  # noqa: N801 (used as a context manager)
         )
 
     async def start(
-        self, seconds: float = 60, attempts: int = 0, workflow_id: str | None = None
+        self,
+        seconds: float = 60,
+        attempts: int = 0,
+        workflow_id: str | None = None,
+        memo: dict[str, Any] | None = None,
     ) -> Wait:
         workflow_id = workflow_id or f"waiting-{uuid.uuid4()}"
         self._addresses[workflow_id] = asyncio.Queue()
         handle = await self._client.start_workflow(
-            Waiting.run, args=[seconds, attempts], id=workflow_id, task_queue=self._queue
+            Waiting.run,
+            args=[seconds, attempts],
+            id=workflow_id,
+            task_queue=self._queue,
+            memo=memo,
         )
         return Wait(handle, self._addresses[workflow_id])
 

@@ -2,13 +2,17 @@
 
 import asyncio
 import contextlib
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
+
+from worker import contracts
 
 Result = TypeVar("Result")
 
@@ -18,9 +22,17 @@ class Request:
     method: str
     path: str
     query: dict[str, str]
-    form: dict[str, str]
+    body: str
     headers: dict[str, str]
     """By lower-case name."""
+
+    @cached_property
+    def form(self) -> dict[str, str]:
+        return dict(parse_qsl(self.body, keep_blank_values=True))
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
 
     @property
     def task_token(self) -> bytes:
@@ -40,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
             method=self.command,
             path=url.path,
             query=dict(parse_qsl(url.query, keep_blank_values=True)),
-            form=dict(parse_qsl(self.rfile.read(length).decode(), keep_blank_values=True)),
+            body=self.rfile.read(length).decode(),
             headers={name.lower(): value for name, value in self.headers.items()},
         )
         answer = self.server.take(request)
@@ -152,3 +164,35 @@ async def eventually(condition: Callable[[], Result], seconds: float = 40) -> Re
         assert time.monotonic() < deadline, "it did not happen"
         await asyncio.sleep(0.02)
     return result
+
+
+def standing(state: str, verdict: str = "", reason: str = "", **more: Any) -> str:
+    """How an order stands, as the site tells its workflow: `reason` is that of the verdict, where
+    there is one, and that of the end."""
+    approval_reason = reason if verdict else ""
+    return json.dumps(
+        {"state": state, "verdict": verdict, "approval_reason": approval_reason, "reason": reason}
+        | more
+    )
+
+
+def script_order(site: ScriptedSite, order: str, answers: Mapping[str, Sequence[Answer]]) -> None:
+    """A site that carries out all that is asked for an order, but for these answers."""
+    steps: dict[str, Sequence[Answer]] = {
+        contracts.AWAIT_APPROVAL: [standing("pending")],
+        contracts.SETTLE_APPROVAL: [standing("running", "APPROVED", "good customer")],
+        contracts.CHECK_INVENTORY: ['{"message": "checked"}'],
+        contracts.RESERVE_INVENTORY: ['{"message": "reserved", "reservation_id": "RES-1"}'],
+        contracts.PROCESS_PAYMENT: ['{"message": "paid", "charge_id": "TXN-1"}'],
+        contracts.UPDATE_WAREHOUSE: ['{"message": "sent", "tracking_number": "TRACK-1"}'],
+        contracts.COMPLETE_ORDER: [standing("completed")],
+        contracts.SEND_CONFIRMATION: ['{"message": "confirmed"}'],
+        contracts.BEGIN_COMPENSATION: [standing("compensating", reason="No.", begun=[])],
+        contracts.REVERT_WAREHOUSE: ['{"message": "called off"}'],
+        contracts.REFUND_PAYMENT: ['{"message": "refunded"}'],
+        contracts.RELEASE_INVENTORY: ['{"message": "released"}'],
+        contracts.CLOSE_ORDER: [standing("failed", reason="No.")],
+        **answers,
+    }
+    for step, said in steps.items():
+        site.script(f"/orders/{order}/steps/{step}", *said)

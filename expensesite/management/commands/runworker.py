@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import httpx
+from django.conf import settings
 from django.core.management.base import CommandError, CommandParser
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
@@ -26,6 +27,8 @@ from worker.expenses.activities import ExpenseActivities
 from worker.expenses.workflows import SampleExpenseWorkflow
 from worker.jobs.activities import say_hello_activity
 from worker.jobs.workflows import SayHelloWorkflow
+from worker.orders.activities import OrderActivities
+from worker.orders.workflows import OrderWorkflow
 from worker.site import Site
 
 logger = logging.getLogger(__name__)
@@ -41,9 +44,10 @@ class Work(NamedTuple):
     activities: Sequence[Callable[..., Any]]
 
 
-def _work_of_queues(site: Site) -> dict[str, Work]:
+def _work_of_queues(site: Site, fail_at: str) -> dict[str, Work]:
     return {
         contracts.EXPENSE_QUEUE: Work([SampleExpenseWorkflow], ExpenseActivities(site).all()),
+        contracts.ORDER_QUEUE: Work([OrderWorkflow], OrderActivities(site, fail_at=fail_at).all()),
         contracts.JOB_QUEUE: Work([SayHelloWorkflow], [say_hello_activity]),
     }
 
@@ -74,7 +78,7 @@ class Command(TemporalCommand):
             site = Site(os.environ.get("EXPENSES_SITE_URL") or "http://127.0.0.1:8099", token)
         except ValueError as error:
             raise CommandError(str(error)) from error
-        queues = _work_of_queues(site)
+        queues = _work_of_queues(site, _fail_at())
         temporal |= {"namespace": temporal.get("namespace", "default"), "runtime": _runtime()}
         if check:
             faults = asyncio.run(_faults(temporal, site))
@@ -89,6 +93,20 @@ class Command(TemporalCommand):
             asyncio.run(_work(temporal, site, queues, activities, workflow_tasks))
         except RuntimeError as error:
             raise CommandError(f"The worker stopped: {error}") from error
+
+
+def _fail_at() -> str:
+    """Where each order fails (requirements O6): in the local mode alone."""
+    point = os.environ.get("FAIL_AT", "")
+    if point and point not in contracts.FAIL_AT:
+        raise CommandError(
+            f"FAIL_AT is {point!r}. Set it to one of {', '.join(contracts.FAIL_AT)}, or unset it."
+        )
+    if point and settings.EXPENSES_PROTOCOL_ACCESS != "open":
+        raise CommandError("FAIL_AT is for a local installation (`make up`) only. Unset it.")
+    if point:
+        logger.warning("FAIL_AT=%s: every order fails there", point)
+    return point
 
 
 def _slots(name: str, *, least: int) -> int:

@@ -26,6 +26,7 @@ from knox.settings import CONSTANTS, knox_settings
 from access import groups
 from expensesite.management import installation
 from expensesite.management.supervisor import Supervisor
+from orders.services import stock_examples
 from worker.contracts import QUEUES
 
 LOOPBACK: Final = "127.0.0.1"
@@ -114,6 +115,11 @@ class Command(BaseCommand):
             "TEMPORAL_UI_URL": ui,
             "EXPENSES_SITE_URL": os.environ["EXPENSES_SITE_URL"] or url,
             "DATABASE_URL": os.environ["DATABASE_URL"],
+            # Orders from another terminal are under the same rule.
+            **{
+                name: os.environ[name]
+                for name in ("ORDERS_APPROVAL_THRESHOLD", "ORDERS_APPROVAL_SECONDS")
+            },
         }
         installation.record(directory, addresses)
         os.environ.update(addresses)
@@ -270,11 +276,13 @@ def _site(address: str, port: int) -> list[str]:
 
 
 def _set_up(directory: Path) -> dict[str, dict[str, str]]:
-    """Migrate the database and make the users; their credentials, by role."""
+    """Migrate the database, stock the example products and make the users; their credentials, by
+    role."""
     # A pool has threads, and would try for half a minute to reach a server that is not there.
     connection.settings_dict["OPTIONS"].pop("pool", None)
     try:
         call_command("migrate", verbosity=0, interactive=False)
+        stock_examples()
         return _make_users(directory / "credentials.json")
     except DatabaseError as error:
         raise CommandError(f"The database cannot be used: {error}") from error

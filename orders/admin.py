@@ -1,0 +1,316 @@
+"""Orders at the approver's desk, the stock, and what the integrations keep."""
+
+from typing import Any, ClassVar, Final
+
+from django import forms
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import Count, OuterRef, QuerySet, Value
+from django.db.models.functions import Concat
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from django.utils.formats import localize
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import mark_safe
+from django.utils.timesince import timeuntil
+from unfold.admin import ModelAdmin
+from unfold.decorators import display
+from unfold.widgets import UnfoldAdminIntegerFieldWidget
+
+from access.actors import Actor
+from access.admin import ReadOnlyAdmin
+from approvals import services as approvals
+from approvals.admin import DecidableAdmin, TrailRow, with_delivery
+from approvals.models import Route
+from orders import services
+from orders.models import Charge, Order, OrderStep, State, StockItem, WarehouseRecord
+from outbox.models import Message
+
+# Rows of each table on the snapshot page.
+SHOWN: Final = 100
+_LINK: Final = '<a class="text-primary-600 underline dark:text-primary-500" href="{}">{}</a>'
+_LABELS = {
+    State.PENDING: "warning",
+    State.RUNNING: "info",
+    State.COMPENSATING: "warning",
+    State.COMPLETED: "success",
+    State.CANCELLED: "danger",
+    State.FAILED: "danger",
+}
+
+
+@admin.register(Order)
+class OrderAdmin(DecidableAdmin):
+    subject = services.SUBJECT
+    id_field = "order_id"
+    pending = State.PENDING
+    decide_permission = services.DECIDE
+    unsent = "The relay tells the workflow."
+    list_display: ClassVar = [
+        "order_id",
+        "shown_state",
+        "age",
+        "money",
+        "customer",
+        "submitter",
+        "time_left",
+        "delivery",
+    ]
+    list_filter: ClassVar = ["state", "needs_approval"]
+    list_select_related: ClassVar = ["submitter"]
+    list_before_template = "admin/orders/order/links.html"
+    # The second finds what folding the case misses where ids are compared by code point.
+    search_fields: ClassVar = [
+        "order_id",
+        "order_id__contains",
+        "workflow_id",
+        "customer_id",
+        "customer_name",
+    ]
+    actions: ClassVar = [*DecidableAdmin.actions, "cancel", "retry"]
+    fieldsets: ClassVar = [
+        (None, {"fields": ["order_id", "state", "ordered", "money", "submitter", "created_at"]}),
+        (
+            "Customer",
+            {
+                "fields": [
+                    "customer_id",
+                    "customer_name",
+                    "customer_email",
+                    "shipping_address",
+                    "payment_method",
+                ]
+            },
+        ),
+        (
+            "Decision and end",
+            {"fields": ["decision", "reason", "time_left", "failure_reason", "ended_at"]},
+        ),
+        ("Workflow", {"fields": ["workflow_id", "attempt", "delivery"]}),
+    ]
+    readonly_fields: ClassVar = [name for _, part in fieldsets for name in part["fields"]]
+
+    def decide(self, row: Order, **asked: Any) -> Message | None:
+        return services.decide_order(row, **asked)
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return self.has_view_permission(request)
+
+    def has_view_permission(self, request: HttpRequest, obj: Order | None = None) -> bool:
+        return request.user.has_perm("orders.view_order") or request.user.has_perm(services.SUBMIT)
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm(services.OPERATE)
+
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        return self.has_view_permission(request)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Order]:
+        return with_delivery(
+            services.visible_to(request.user),  # type: ignore[arg-type]
+            [Concat(Value(key), OuterRef("order_id")) for key in services.message_keys("")],
+        )
+
+    # What is shown.
+
+    @display(description="state", ordering="state", label=_LABELS)
+    def shown_state(self, order: Order) -> tuple[str, str]:
+        return order.state, State(order.state).label
+
+    def ordered(self, order: Order) -> str:
+        return format_html_join(
+            mark_safe("<br>"),
+            "{} of {} ({}) at {}",
+            [
+                (line.quantity, line.name, line.product_id, line.unit_price)
+                for line in order.lines.all()
+            ],
+        )
+
+    @display(description="total", ordering="total")
+    def money(self, order: Order) -> str:
+        return order.money()
+
+    @display(description="customer", ordering="customer_name")
+    def customer(self, order: Order) -> str:
+        return order.customer_name or order.customer_id
+
+    @display(description="time left")
+    def time_left(self, order: Order) -> str | None:
+        """Until the approval times out, once the workflow waits."""
+        if order.state != State.PENDING or order.expires_at is None:
+            return None
+        return timeuntil(order.expires_at) if order.expires_at > timezone.now() else "none"
+
+    def buttons(self, request: HttpRequest, row: Order) -> dict[str, str]:
+        operates = self.has_operate_permission(request)
+        offered = {}
+        if row.state in (State.PENDING, State.RUNNING) and (
+            operates or row.submitter_id == request.user.pk
+        ):
+            offered["cancel"] = "Cancel the order"
+        if row.state == State.FAILED and operates:
+            offered["retry"] = "Retry"
+        return offered
+
+    def trail(self, row: Order) -> list[TrailRow]:
+        """The audit trail, and each step and its undoing (requirements O5, X5)."""
+        steps = [
+            TrailRow(step.at, _step(step), f"attempt {step.attempt}", "workflow", step.message)
+            for step in row.steps.all()
+        ]
+        return sorted([*super().trail(row), *steps], key=lambda entry: entry.at)
+
+    # What is done: each translates, calls one service a row, and reports.
+
+    @admin.action(description="Cancel", permissions=["cancel"])
+    def cancel(self, request: HttpRequest, queryset: QuerySet[Order]) -> HttpResponse | None:
+        return self.for_each(request, queryset, services.cancel_order, done="Cancelled")
+
+    @admin.action(description="Retry", permissions=["operate"])
+    def retry(self, request: HttpRequest, queryset: QuerySet[Order]) -> HttpResponse | None:
+        return self.for_each(request, queryset, services.retry_order, done="Retried")
+
+    def get_urls(self) -> list[URLPattern]:
+        snapshot = self.admin_site.admin_view(self.snapshot_view)
+        return [path("snapshot/", snapshot, name="orders_order_snapshot"), *super().get_urls()]
+
+    def snapshot_view(self, request: HttpRequest) -> HttpResponse:
+        """Orders, stock, money and warehouse of one moment, and whether they agree."""
+        if not all(
+            request.user.has_perm(f"orders.view_{name}")
+            for name in ("order", "stockitem", "charge", "warehouserecord")
+        ):
+            raise PermissionDenied
+        now = services.snapshot()
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": "Snapshot",
+            "states": _states(),
+            "tables": [
+                (
+                    "Inventory",
+                    _table(
+                        now.inventory, "product_id", "name", "unit_price", "available", "reserved"
+                    ),
+                ),
+                ("Orders, the newest", _orders(now.orders[:SHOWN])),
+                (
+                    "Payments, the newest",
+                    _table(now.payments[:SHOWN], "charge_id", "amount", "status", "payment_method"),
+                ),
+                (
+                    "Warehouse, the newest",
+                    _table(now.warehouse[:SHOWN], "order_id", "product_id", "quantity", "status"),
+                ),
+            ],
+        }
+        return TemplateResponse(request, "admin/orders/order/snapshot.html", context)
+
+
+class StockItemForm(forms.ModelForm):  # type: ignore[type-arg]
+    """Pieces are added or taken away, never set: orders reserve some at any moment."""
+
+    pieces = forms.IntegerField(
+        initial=0,
+        min_value=-1_000_000,
+        max_value=1_000_000,
+        label="Pieces to add",
+        widget=UnfoldAdminIntegerFieldWidget,
+        help_text="Negative to take some away.",
+    )
+
+    def clean_pieces(self) -> int:
+        pieces: int = self.cleaned_data["pieces"]
+        if self.instance.available + pieces < 0:
+            raise forms.ValidationError(
+                f"Only {self.instance.available} pieces are available to take away."
+            )
+        return pieces
+
+
+@admin.register(StockItem)
+class StockItemAdmin(ModelAdmin):  # type: ignore[misc]
+    form = StockItemForm
+    list_display: ClassVar = ["product_id", "name", "price", "available", "reserved"]
+    search_fields: ClassVar = ["product_id", "name"]
+    ordering: ClassVar = ["product_id"]
+    fields: ClassVar = ["product_id", "name", "unit_price", "currency", "pieces"]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False  # orders refer to it
+
+    def get_fields(self, request: HttpRequest, obj: StockItem | None = None) -> list[str]:
+        return [*self.fields[:-1], "available", "reserved", "pieces"] if obj else self.fields
+
+    def get_readonly_fields(self, request: HttpRequest, obj: StockItem | None = None) -> list[str]:
+        return ["product_id", "available", "reserved"] if obj else []
+
+    @display(description="unit price", ordering="unit_price")
+    def price(self, item: StockItem) -> str:
+        return f"{item.unit_price:,.2f} {item.currency}"
+
+    def save_model(self, request: HttpRequest, obj: StockItem, form: Any, change: bool) -> None:
+        # Not the pieces: orders may have taken some since the page was read.
+        obj.save(update_fields=["name", "unit_price", "currency"] if change else None)
+        if pieces := form.cleaned_data["pieces"]:
+            try:
+                services.adjust_stock(
+                    obj,
+                    by=pieces,
+                    actor=Actor.of(request.user),  # type: ignore[arg-type]
+                    route=Route.ADMIN,
+                    now=timezone.now(),
+                )
+            except approvals.WrongState as error:
+                messages.error(request, f"{error} The pieces stay as they are.")
+
+
+@admin.register(Charge)
+class ChargeAdmin(ReadOnlyAdmin):
+    list_display: ClassVar = ["charge_id", "amount", "currency", "state", "payment_method", "at"]
+    list_filter: ClassVar = ["state"]
+    search_fields: ClassVar = ["charge_id", "key"]
+
+
+@admin.register(WarehouseRecord)
+class WarehouseRecordAdmin(ReadOnlyAdmin):
+    list_display: ClassVar = ["order_id", "state", "shipment", "at"]
+    list_filter: ClassVar = ["state"]
+    search_fields: ClassVar = ["order_id", "shipment__tracking_number"]
+
+
+def _step(step: OrderStep) -> str:
+    return f"{step.name.replace('_', ' ')} {step.get_status_display()}"
+
+
+def _states() -> list[tuple[str, int]]:
+    """How many orders there are in each state."""
+    found = dict(Order.objects.order_by().values_list("state").annotate(Count("pk")))
+    return [(state.label, found.get(state, 0)) for state in State]
+
+
+def _table(rows: list[dict[str, Any]], *names: str) -> dict[str, Any]:
+    return {
+        "headers": [name.replace("_id", "").replace("_", " ") for name in names],
+        "rows": [[row[name] for name in names] for row in rows],
+    }
+
+
+def _orders(orders: list[Order]) -> dict[str, Any]:
+    return {
+        "headers": ["order", "state", "total", "submitted", "why it ended"],
+        "rows": [
+            [
+                format_html(_LINK, reverse("admin:orders_order_change", args=[one.pk]), one),
+                one.get_state_display(),
+                one.money(),
+                localize(one.created_at),
+                one.failure_reason,
+            ]
+            for one in orders
+        ],
+    }

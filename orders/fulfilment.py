@@ -1,0 +1,348 @@
+"""What an order's workflow asks of the site, step by step (requirements O2-O5).
+
+Each step calls its integration outside of any transaction, and records what came of it once; a
+repeat is answered with the record. Which end an order comes to is decided here by compare-and-set:
+`complete_order` and `begin_compensation` exclude each other, whoever else asks meanwhile.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from django.db import DatabaseError, IntegrityError, transaction
+from django.db.models import F
+from django.db.models.functions import Greatest
+
+from access import actors
+from approvals import services as approvals
+from approvals.models import AuditEntry, Route, Verdict
+from orders import integrations, services
+from orders.models import UNDONE, Order, OrderStep, State
+from outbox import services as outbox
+from worker import contracts
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SIGNAL: Final = actors.Actor(None, "signal")
+UNSTATED_REASON: Final = "rejected by signal"
+_ENDED = {State.CANCELLED: AuditEntry.Event.CANCELLED, State.FAILED: AuditEntry.Event.FAILED}
+
+
+class NotNow(Exception):
+    """The order is not in the state for this step; the workflow must not go on with it."""
+
+
+class UnknownStep(Exception):
+    """There is no step of this name."""
+
+
+class OutcomeUnknown(Exception):
+    """Another system did not say what came of it: it has to be asked again."""
+
+
+def carry_out(
+    order: Order,
+    step: str,
+    *,
+    attempt: int,
+    details: dict[str, Any],
+    actor: actors.Actor,
+    now: datetime,
+) -> dict[str, Any]:
+    """Do what the workflow of an attempt asks, once, and answer it.
+
+    Raises UnknownStep, NotNow, and integrations.Refused where another system says no. After
+    OutcomeUnknown, as after an error of the database, the workflow asks again.
+    """
+    if step in _FORWARD:
+        return _do(order, step, attempt=attempt, now=now)
+    if step in _UNDO:
+        return _undo(order, step, attempt=attempt, now=now)
+    if step not in _DECISIONS:
+        raise UnknownStep(f"There is no step {step}.")
+    if attempt == order.attempt:
+        _DECISIONS[step](order, details, actor, now)
+    answer = standing(order)
+    if attempt != order.attempt:
+        # A run that was started twice, or a late repeat: it ends as its attempt did.
+        reason = f"{order.order_id} is in attempt {order.attempt}, not {attempt}."
+        return {"state": State.FAILED, "verdict": "", "approval_reason": "", "reason": reason}
+    if step == contracts.BEGIN_COMPENSATION:
+        answer["begun"] = [begun for begun, _ in contracts.SAGA[: order.steps_begun]]
+    return answer
+
+
+def standing(order: Order) -> dict[str, Any]:
+    """How the order stands now, as its workflow is told: `{"state", "verdict", "approval_reason",
+    "reason"}`, the last of a failure or cancellation."""
+    order.refresh_from_db()
+    decision = order.decision
+    return {
+        "state": order.state,
+        "verdict": decision.verdict if decision else "",
+        "approval_reason": decision.reason if decision else "",
+        "reason": order.failure_reason,
+    }
+
+
+# Steps and their undoing.
+
+
+def _do(order: Order, step: str, *, attempt: int, now: datetime) -> dict[str, Any]:
+    done = order.steps.filter(attempt=attempt, name=step, status=OrderStep.Status.COMPLETED).first()
+    carried = (State.RUNNING, State.COMPLETED) if done else _WHEN.get(step, (State.RUNNING,))
+    # Compared and set: whoever compensates finds that it was begun, or keeps it from beginning.
+    if not Order.objects.filter(pk=order.pk, attempt=attempt, state__in=carried).update(
+        steps_begun=Greatest("steps_begun", _POSITION.get(step, 0))
+    ):
+        order.refresh_from_db()
+        raise NotNow(f"{order.order_id} is {order.get_state_display()} in attempt {order.attempt}.")
+    if done:
+        return {**done.result, "message": done.message}
+    result = _called(lambda: _FORWARD[step](order, order.idempotency_key(attempt)))
+    message = result.pop("message")
+    _note(order, attempt, step, OrderStep.Status.COMPLETED, message, now=now, result=result)
+    return {**result, "message": message}
+
+
+def _undo(order: Order, step: str, *, attempt: int, now: datetime) -> dict[str, Any]:
+    order.refresh_from_db()
+    # Undone for ever: what is yet to begin could not be done then.
+    if attempt > order.attempt or (
+        attempt == order.attempt and order.state in (State.PENDING, State.RUNNING, State.COMPLETED)
+    ):
+        raise NotNow(f"{order.order_id} is {order.get_state_display()}; nothing of it is undone.")
+    message = _called(lambda: _UNDO[step](order.idempotency_key(attempt)))
+    _note(order, attempt, step, OrderStep.Status.COMPENSATED, message, now=now)
+    return {"message": message}
+
+
+def _called(call: Callable[[], T]) -> T:
+    """What an integration answers; whatever it raises but Refused says nothing."""
+    try:
+        return call()
+    except (integrations.Refused, DatabaseError):
+        raise
+    except Exception as error:
+        log.exception("An integration failed")
+        raise OutcomeUnknown("Another system failed; it is asked again. See the log.") from error
+
+
+def _note(
+    order: Order,
+    attempt: int,
+    step: str,
+    status: OrderStep.Status,
+    message: str,
+    *,
+    now: datetime,
+    result: dict[str, Any] | None = None,
+) -> None:
+    """Put it into the timeline, once."""
+    try:
+        with transaction.atomic():
+            OrderStep.objects.create(
+                order=order,
+                attempt=attempt,
+                name=step,
+                status=status,
+                message=message,
+                result=result or {},
+                at=now,
+            )
+    except IntegrityError:
+        return
+    log.info("%s: %s %s: %s", order.order_id, step, status, message)
+
+
+def _items(order: Order) -> list[integrations.Item]:
+    return [integrations.Item(line.product_id, line.quantity) for line in order.lines.all()]
+
+
+def _check_inventory(order: Order, key: str) -> dict[str, Any]:
+    integrations.inventory().check(_items(order))
+    return {"message": "All items are available"}
+
+
+def _reserve_inventory(order: Order, key: str) -> dict[str, Any]:
+    items = _items(order)
+    reservation_id = integrations.inventory().reserve(key, items)
+    return {
+        "reservation_id": reservation_id,
+        "message": f"Reserved {len(items)} item(s) successfully",
+    }
+
+
+def _process_payment(order: Order, key: str) -> dict[str, Any]:
+    charge_id = integrations.payments().charge(
+        key, amount=order.total, currency=order.currency, method=order.payment_method
+    )
+    return {
+        "charge_id": charge_id,
+        "message": f"Payment of {order.money()} processed successfully",
+    }
+
+
+def _update_warehouse(order: Order, key: str) -> dict[str, Any]:
+    delivery = integrations.warehouse().update(
+        key, order_id=order.order_id, items=_items(order), address=order.shipping_address
+    )
+    return {
+        "tracking_number": delivery.tracking_number,
+        "estimated_delivery": delivery.estimated_delivery.isoformat(),
+        "message": "Delivery scheduled",
+    }
+
+
+def _send_confirmation(order: Order, key: str) -> dict[str, Any]:
+    if not order.customer_email:
+        return {"message": "No e-mail address, no confirmation"}
+    integrations.mailer().send(
+        key,
+        recipient=order.customer_email,
+        subject=f"Your order {order.order_id}",
+        body=f"Thank you. Your order {order.order_id} over {order.money()} is on its way.",
+    )
+    return {"message": "Confirmation sent"}
+
+
+def _release_inventory(key: str) -> str:
+    integrations.inventory().release(key)
+    return "Reservation released"
+
+
+def _refund_payment(key: str) -> str:
+    integrations.payments().refund(key)
+    return "Payment refunded"
+
+
+def _revert_warehouse(key: str) -> str:
+    integrations.warehouse().revert(key)
+    return "Delivery called off"
+
+
+_FORWARD: Final[dict[str, Callable[[Order, str], dict[str, Any]]]] = {
+    contracts.CHECK_INVENTORY: _check_inventory,
+    contracts.RESERVE_INVENTORY: _reserve_inventory,
+    contracts.PROCESS_PAYMENT: _process_payment,
+    contracts.UPDATE_WAREHOUSE: _update_warehouse,
+    contracts.SEND_CONFIRMATION: _send_confirmation,
+}
+_POSITION: Final = {step: place for place, (step, _) in enumerate(contracts.SAGA, start=1)}
+# Nothing is confirmed before the order is complete for good.
+_WHEN: Final = {contracts.SEND_CONFIRMATION: (State.COMPLETED,)}
+_UNDO: Final[dict[str, Callable[[str], str]]] = {
+    contracts.RELEASE_INVENTORY: _release_inventory,
+    contracts.REFUND_PAYMENT: _refund_payment,
+    contracts.REVERT_WAREHOUSE: _revert_warehouse,
+}
+
+
+# What decides how the order goes on; each leaves the answer to `standing`. `order` is that of the
+# attempt which asks, and may have gone on to the next since.
+
+
+def _await_approval(
+    order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime
+) -> None:
+    """The workflow waits for the decision until this time."""
+    Order.objects.filter(pk=order.pk, state=State.PENDING, attempt=order.attempt).update(
+        expires_at=details.get("until")
+    )
+
+
+def _settle_approval(
+    order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime
+) -> None:
+    """A signal asks for a verdict, or the window is over (O3). Who was first stands."""
+    verdict = Verdict(str(details["verdict"]))
+    reason = str(details.get("reason", ""))
+    if verdict == Verdict.EXPIRED:
+        route, reason = Route.WORKFLOW, services.TIMED_OUT
+    else:
+        # Whoever may call Temporal may signal: access to it is the control (docs/adr/0008).
+        actor, route = SIGNAL, Route.SIGNAL
+        if verdict == Verdict.REJECTED:
+            reason = reason or UNSTATED_REASON
+    with contextlib.suppress(approvals.WrongState):
+        services.decide_order(
+            order, verdict=verdict, actor=actor, route=route, reason=reason, now=now
+        )
+
+
+def _complete_order(
+    order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime
+) -> None:
+    """RUNNING → COMPLETED: from here on nothing is undone."""
+    this = Order.objects.filter(pk=order.pk, attempt=order.attempt)
+    all_begun = len(contracts.SAGA)
+    with transaction.atomic(durable=True):
+        if this.filter(state=State.RUNNING, steps_begun=all_begun).update(
+            state=State.COMPLETED, ended_at=now
+        ):
+            _record(AuditEntry.Event.COMPLETED, order, actor=actor, now=now)
+    if this.filter(state=State.COMPLETED).exists():
+        key = order.idempotency_key(order.attempt)
+        _called(lambda: integrations.inventory().fulfil(key))
+
+
+def _begin_compensation(
+    order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime
+) -> None:
+    """RUNNING → COMPENSATING, for the first reason that is given; an order for which nothing was
+    done ends at once."""
+    ends_as = State.CANCELLED if details.get("cancelled") else State.FAILED
+    reason = str(details.get("reason", ""))
+    step = str(details.get("failed_step", ""))
+    this = Order.objects.filter(pk=order.pk, attempt=order.attempt)
+    change = {"ends_as": ends_as, "failure_reason": reason}
+    with transaction.atomic(durable=True):
+        if this.filter(state=State.PENDING).update(state=ends_as, ended_at=now, **change):
+            _record(_ENDED[ends_as], order, actor=actor, now=now, reason=reason)
+        elif not this.filter(state=State.RUNNING).update(state=State.COMPENSATING, **change):
+            return
+        if step and ends_as == State.FAILED:
+            _note(order, order.attempt, step, OrderStep.Status.FAILED, reason, now=now)
+
+
+def _close_order(order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime) -> None:
+    """COMPENSATING → CANCELLED | FAILED: all is undone. What waits in the outbox for this workflow
+    has nobody to tell it to any more."""
+    this = Order.objects.filter(pk=order.pk, attempt=order.attempt)
+    with transaction.atomic(durable=True):
+        if this.filter(state=State.COMPENSATING).update(state=F("ends_as"), ended_at=now):
+            order.refresh_from_db()
+            event = _ENDED[State(order.state)]
+            _record(event, order, actor=actor, now=now, reason=order.failure_reason)
+        if this.filter(state__in=UNDONE).exists():
+            outbox.settle(
+                [services.decision_key(order.order_id), services.cancel_key(order.order_id)],
+                why="Its workflow has ended.",
+            )
+
+
+def _record(
+    event: AuditEntry.Event, order: Order, *, actor: actors.Actor, now: datetime, reason: str = ""
+) -> None:
+    approvals.record_event(
+        event,
+        subject=services.SUBJECT,
+        subject_id=order.order_id,
+        actor=actor,
+        route=Route.WORKFLOW,
+        now=now,
+        reason=reason,
+    )
+
+
+_DECISIONS: Final[dict[str, Callable[[Order, dict[str, Any], actors.Actor, datetime], None]]] = {
+    contracts.AWAIT_APPROVAL: _await_approval,
+    contracts.SETTLE_APPROVAL: _settle_approval,
+    contracts.COMPLETE_ORDER: _complete_order,
+    contracts.BEGIN_COMPENSATION: _begin_compensation,
+    contracts.CLOSE_ORDER: _close_order,
+}

@@ -1,0 +1,236 @@
+"""The built-in integrations: each keeps its records in the site's database.
+
+They call nothing else, know orders only by their keys, and make each change in one transaction:
+a compare-and-set on the state, and what follows from it.
+"""
+
+import secrets
+from collections.abc import Sequence
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+from django.db import IntegrityError, transaction
+from django.db.models import F
+from django.utils import timezone
+
+from orders.integrations import Delivery, Item, Product, Refused
+from orders.models import (
+    Charge,
+    Mail,
+    Reservation,
+    ReservedItem,
+    Shipment,
+    StockItem,
+    WarehouseRecord,
+)
+
+DELIVERY_TIME: Final = timedelta(days=3)
+# Rows of a snapshot.
+NEWEST: Final = 1000
+
+
+class Inventory:
+    """Pieces are counted in StockItem; a reservation moves them from available to reserved."""
+
+    def products(self, product_ids: Sequence[str]) -> dict[str, Product]:
+        items = StockItem.objects.filter(product_id__in=product_ids)
+        return {
+            item.product_id: Product(item.product_id, item.name, item.unit_price, item.currency)
+            for item in items
+        }
+
+    def check(self, items: Sequence[Item]) -> None:
+        available = dict(
+            StockItem.objects.filter(
+                product_id__in=[item.product_id for item in items]
+            ).values_list("product_id", "available")
+        )
+        for item in items:
+            if available.get(item.product_id, 0) < item.quantity:
+                raise _short(item, available.get(item.product_id))
+
+    def reserve(self, key: str, items: Sequence[Item]) -> str:
+        with transaction.atomic():
+            reservation, made = _get_or_make(
+                Reservation, key, reservation_id=_id("RES", 6), state=Reservation.State.RESERVED
+            )
+            if made:
+                self._take(reservation, items)
+        if reservation.state == Reservation.State.RELEASED:
+            raise Refused("The reservation was released.")
+        return str(reservation.reservation_id)
+
+    def _take(self, reservation: Reservation, items: Sequence[Item]) -> None:
+        # In one order, so that two orders of the same products do not wait for each other.
+        for item in sorted(items, key=lambda one: one.product_id):
+            stock = StockItem.objects.filter(product_id=item.product_id)
+            if not stock.filter(available__gte=item.quantity).update(
+                available=F("available") - item.quantity, reserved=F("reserved") + item.quantity
+            ):
+                raise _short(item, stock.values_list("available", flat=True).first())
+            ReservedItem.objects.create(
+                reservation=reservation, item=stock.get(), quantity=item.quantity
+            )
+
+    def release(self, key: str) -> None:
+        with transaction.atomic():
+            reservation, made = _get_or_make(
+                Reservation, key, reservation_id=_id("RES", 6), state=Reservation.State.RELEASED
+            )
+            if made or not self._leave(reservation, Reservation.State.RELEASED):
+                return
+            for item in reservation.items.order_by("item__product_id"):
+                StockItem.objects.filter(pk=item.item_id).update(
+                    available=F("available") + item.quantity, reserved=F("reserved") - item.quantity
+                )
+
+    def fulfil(self, key: str) -> None:
+        with transaction.atomic():
+            reservation = Reservation.objects.filter(key=key).first()
+            if reservation and self._leave(reservation, Reservation.State.FULFILLED):
+                for item in reservation.items.order_by("item__product_id"):
+                    StockItem.objects.filter(pk=item.item_id).update(
+                        reserved=F("reserved") - item.quantity
+                    )
+
+    def _leave(self, reservation: Reservation, state: Reservation.State) -> bool:
+        return bool(
+            Reservation.objects.filter(pk=reservation.pk, state=Reservation.State.RESERVED).update(
+                state=state
+            )
+        )
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "product_id": item.product_id,
+                "name": item.name,
+                "unit_price": str(item.unit_price),
+                "currency": item.currency,
+                "available": item.available,
+                "reserved": item.reserved,
+            }
+            for item in StockItem.objects.order_by("product_id")
+        ]
+
+
+class Payments:
+    """Charges are rows; a refund turns one around."""
+
+    def charge(self, key: str, *, amount: Decimal, currency: str, method: str) -> str:
+        charge, _ = _get_or_make(
+            Charge,
+            key,
+            charge_id=_id("TXN", 6),
+            state=Charge.State.CHARGED,
+            amount=amount,
+            currency=currency,
+            payment_method=method,
+        )
+        if charge.state == Charge.State.REFUNDED:
+            raise Refused("The payment was refunded.")
+        return str(charge.charge_id)
+
+    def refund(self, key: str) -> None:
+        charge, made = _get_or_make(
+            Charge, key, charge_id=_id("TXN", 6), state=Charge.State.REFUNDED, amount=Decimal(0)
+        )
+        if not made:
+            Charge.objects.filter(pk=charge.pk, state=Charge.State.CHARGED).update(
+                state=Charge.State.REFUNDED
+            )
+
+    def find(self, charge_id: str) -> dict[str, Any] | None:
+        charge = Charge.objects.filter(charge_id=charge_id, amount__gt=0).first()
+        return _charge(charge) if charge else None
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        return [_charge(charge) for charge in Charge.objects.filter(amount__gt=0)[:NEWEST]]
+
+
+class Warehouse:
+    """Records, each with a shipment that arrives three days later."""
+
+    def update(self, key: str, *, order_id: str, items: Sequence[Item], address: str) -> Delivery:
+        with transaction.atomic():
+            record, made = _get_or_make(
+                WarehouseRecord,
+                key,
+                order_id=order_id,
+                items=[vars(item) for item in items],
+                state=WarehouseRecord.State.APPLIED,
+            )
+            if made:
+                Shipment.objects.create(
+                    record=record,
+                    tracking_number=_id("TRACK", 8),
+                    address=address,
+                    estimated_delivery=(timezone.now() + DELIVERY_TIME).date(),
+                )
+        if record.state == WarehouseRecord.State.REVERTED:
+            raise Refused("The delivery was called off.")
+        return Delivery(record.shipment.tracking_number, record.shipment.estimated_delivery)
+
+    def revert(self, key: str) -> None:
+        record, made = _get_or_make(
+            WarehouseRecord, key, order_id="", items=[], state=WarehouseRecord.State.REVERTED
+        )
+        if not made:
+            WarehouseRecord.objects.filter(
+                pk=record.pk, state=WarehouseRecord.State.APPLIED
+            ).update(state=WarehouseRecord.State.REVERTED)
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        records = WarehouseRecord.objects.exclude(items=[]).select_related("shipment")
+        return [
+            {
+                "order_id": record.order_id,
+                **item,
+                "status": record.state,
+                "tracking_number": record.shipment.tracking_number,
+            }
+            for record in records[:NEWEST]
+            for item in record.items
+        ]
+
+
+class Mailer:
+    """Messages are kept, and sent by nobody: name another mailer to send them."""
+
+    def send(self, key: str, *, recipient: str, subject: str, body: str) -> None:
+        _get_or_make(Mail, key, recipient=recipient, subject=subject, body=body)
+
+
+def _get_or_make(model: Any, key: str, **fields: Any) -> tuple[Any, bool]:
+    """The row with this key, and whether this call made it. Of two calls at once, one does."""
+    if row := model.objects.filter(key=key).first():
+        return row, False
+    try:
+        with transaction.atomic():
+            return model.objects.create(key=key, **fields), True
+    except IntegrityError:
+        return model.objects.get(key=key), False
+
+
+def _id(prefix: str, size: int) -> str:
+    return f"{prefix}-{secrets.token_hex(size).upper()}"
+
+
+def _charge(charge: Charge) -> dict[str, Any]:
+    return {
+        "charge_id": charge.charge_id,
+        "amount": str(charge.amount),
+        "currency": charge.currency,
+        "payment_method": charge.payment_method,
+        "idempotency_key": charge.key,
+        "status": charge.state,
+    }
+
+
+def _short(item: Item, available: int | None) -> Refused:
+    if available is None:
+        return Refused(f"There is no product {item.product_id}.")
+    return Refused(
+        f"Only {available} of {item.product_id} are available; {item.quantity} were ordered."
+    )

@@ -1,0 +1,98 @@
+"""`manage.py decideorder`: approve or reject an order that waits for it (O8)."""
+
+import shlex
+from typing import Any, Final
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import CommandError, CommandParser
+from django.db.models import Q
+from django.utils import timezone
+
+from access.text import clean_text
+from approvals import services as approvals
+from approvals.models import VERDICT_OF_VERB, Route, Verdict
+from orders import commands, services
+from orders.models import Order
+
+WAIT_SECONDS: Final = 60
+_TITLES: Final = {
+    Verdict.APPROVED: "✅ ORDER APPROVED",
+    Verdict.REJECTED: "❌ ORDER REJECTED",
+}
+_FOLLOWS: Final = {
+    Verdict.APPROVED: "The workflow will now proceed with payment and fulfillment.",
+    Verdict.REJECTED: "The workflow will now end; nothing is charged.",
+}
+
+
+class Command(commands.OrderCommand):
+    help = (
+        "Approve or reject an order that waits for its decision, and tell what comes of it for up "
+        f"to {WAIT_SECONDS} s. A rejection needs a reason. Exit code: 0 it is decided so, also by "
+        "an earlier decision; 1 it is not."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("order", help="its order id, or its workflow id")
+        parser.add_argument("verb", choices=("approve", "reject"))
+        parser.add_argument("reason", nargs="?", default="", help="why, in quotes")
+        parser.add_argument(
+            "--no-wait", action="store_true", help="decide, and do not wait for what comes of it"
+        )
+        super().add_arguments(parser)
+
+    def handle(
+        self,
+        *args: Any,
+        order: str,
+        verb: str,
+        reason: str,
+        no_wait: bool,
+        username: str | None,
+        **options: Any,
+    ) -> None:
+        verdict = VERDICT_OF_VERB[verb]
+        found = _find(order)
+        try:
+            services.decide_order(
+                found,
+                verdict=verdict,
+                actor=commands.actor_named(username),
+                route=Route.COMMAND,
+                reason=clean_text(reason, field="reason"),
+                now=timezone.now(),
+            )
+        except ValidationError as error:
+            raise CommandError(error.messages[0]) from error
+        except approvals.ReasonMissing as error:
+            raise CommandError(
+                f'{error} ./manage.py decideorder {shlex.quote(found.order_id)} reject "REASON"'
+            ) from error
+        except approvals.AlreadyDecided as error:
+            if error.verdict != verdict:
+                raise CommandError(str(error)) from error
+            self.say(str(error))
+            return
+        except (approvals.Refused, approvals.WrongState) as error:
+            raise CommandError(str(error)) from error
+        found.refresh_from_db()
+        assert found.decision is not None  # noqa: S101 (it was decided just now)
+        why = [f"Reason: {found.decision.reason}"] if found.decision.reason else []
+        self.box(_TITLES[verdict], f"Order ID: {found.order_id}", *why)
+        self.say(_FOLLOWS[verdict])
+        if no_wait:
+            return
+        if self.follow(found, seconds=WAIT_SECONDS):
+            self.say(f"\nWorkflow completed with status: {found.state}")
+            self.say(f"Message: {commands.message_of(found)}")
+        else:
+            self.say(f"It goes on by itself. See how:\n{commands.places(found)}")
+
+
+def _find(ref: str) -> Order:
+    """The order with this id or, if there is none, with this workflow id. Raises CommandError."""
+    orders = Order.objects.filter(Q(order_id=ref) | Q(workflow_id=ref))
+    found = sorted(orders, key=lambda order: order.order_id != ref)
+    if not found:
+        raise CommandError(f"There is no order {ref!r}, by its order id or its workflow id.")
+    return found[0]

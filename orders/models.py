@@ -1,0 +1,366 @@
+"""Orders, the stock they take from, and what the built-in integrations keep."""
+
+import uuid
+from typing import ClassVar
+
+from django.conf import settings
+from django.core.validators import MinValueValidator, RegexValidator
+from django.db import models
+from django.db.models import Q
+
+from access.text import ID_LENGTH, TEXT_LENGTH, OpaqueIdField, validate_opaque_id
+from approvals.models import AppendOnlyModel, Decision
+from worker import contracts
+
+
+class State(models.TextChoices):
+    """The lifecycle: PENDING → RUNNING → COMPLETED; RUNNING → COMPENSATING → FAILED | CANCELLED;
+    PENDING → CANCELLED | FAILED, as nothing is undone there; FAILED → PENDING | RUNNING by a retry.
+    """
+
+    PENDING = contracts.PENDING, "pending approval"
+    RUNNING = contracts.RUNNING, "running"
+    COMPENSATING = contracts.COMPENSATING, "compensating"
+    COMPLETED = contracts.ORDER_COMPLETED, "completed"
+    CANCELLED = contracts.ORDER_CANCELLED, "cancelled"
+    FAILED = contracts.FAILED, "failed"
+
+
+FINAL = (State.COMPLETED, State.CANCELLED, State.FAILED)
+# How a compensated order ends.
+UNDONE = (State.CANCELLED, State.FAILED)
+
+
+class CurrencyField(models.CharField):  # type: ignore[type-arg]
+    """An ISO 4217 code."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        kwargs.setdefault("max_length", 3)
+        kwargs.setdefault(
+            "validators",
+            [RegexValidator(r"\A[A-Z]{3}\Z", "Three capital letters of ISO 4217, as USD.")],
+        )
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+
+class Order(models.Model):
+    """One purchase order, from its submission to its end."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    order_id = OpaqueIdField(
+        "order ID", max_length=ID_LENGTH, unique=True, validators=[validate_opaque_id]
+    )
+    workflow_id = OpaqueIdField("workflow ID", max_length=2 * ID_LENGTH, unique=True)
+    state = models.CharField(max_length=12, choices=State, db_index=True)
+    # Counts the runs that were asked for: the first, and each retry after a failure.
+    attempt = models.PositiveIntegerField(default=1)
+    # How many steps of contracts.SAGA were begun in this attempt, each counted before it could take
+    # effect: what is undone.
+    steps_begun = models.PositiveSmallIntegerField(default=0)
+    submitter = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT
+    )
+    customer_id = models.CharField("customer ID", max_length=ID_LENGTH)
+    customer_name = models.CharField(max_length=200, blank=True)
+    customer_email = models.EmailField("customer e-mail", blank=True)
+    shipping_address = models.TextField(max_length=TEXT_LENGTH, blank=True)
+    payment_method = models.CharField(max_length=ID_LENGTH)
+    total = models.DecimalField(max_digits=14, decimal_places=2)
+    currency = CurrencyField()
+    needs_approval = models.BooleanField()
+    # How long the workflow waits for a decision; until when, once it waits.
+    approval_seconds = models.PositiveIntegerField()
+    expires_at = models.DateTimeField(null=True, blank=True)
+    decision = models.OneToOneField(
+        Decision, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    # Where a failure is injected; local mode and tests alone (requirements O6).
+    fail_at = models.CharField(max_length=20, blank=True)
+    # Why it is compensated, and how it ends then.
+    ends_as = models.CharField(max_length=12, blank=True, choices=[(s, s.label) for s in UNDONE])
+    failure_reason = models.TextField(blank=True)
+    created_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "-id"]
+        indexes = [models.Index(fields=["-created_at", "-id"], name="order_newest_first")]
+        permissions: ClassVar = [
+            ("submit_order", "Can submit orders"),
+            ("decide_order", "Can approve and reject orders"),
+            ("operate_order", "Can cancel and retry orders"),
+            ("carry_order", "Can carry out the steps of orders"),
+        ]
+        constraints = [
+            models.CheckConstraint(name="order_state_known", condition=Q(state__in=State.values)),
+            models.CheckConstraint(
+                name="order_id_not_empty", condition=~Q(order_id="") & ~Q(workflow_id="")
+            ),
+            models.CheckConstraint(
+                name="order_attempt_and_total_positive", condition=Q(attempt__gte=1, total__gt=0)
+            ),
+            # Nothing runs before the decision it needs, and nobody decides what needs none.
+            models.CheckConstraint(
+                name="order_state_tied_to_decision",
+                condition=Q(state=State.PENDING, needs_approval=True, decision__isnull=True)
+                | Q(state__in=UNDONE)
+                | Q(
+                    state__in=[State.RUNNING, State.COMPENSATING, State.COMPLETED],
+                    needs_approval=True,
+                    decision__isnull=False,
+                )
+                | Q(
+                    state__in=[State.RUNNING, State.COMPENSATING, State.COMPLETED],
+                    needs_approval=False,
+                ),
+            ),
+            models.CheckConstraint(
+                name="order_decision_only_where_needed",
+                condition=Q(needs_approval=True) | Q(decision__isnull=True),
+            ),
+            models.CheckConstraint(
+                name="order_ends_as_tied_to_state",
+                condition=Q(state=State.COMPENSATING, ends_as__in=UNDONE)
+                | Q(state=State.CANCELLED, ends_as=State.CANCELLED)
+                | Q(state=State.FAILED, ends_as=State.FAILED)
+                | Q(state__in=[State.PENDING, State.RUNNING, State.COMPLETED], ends_as=""),
+            ),
+            # Checked, reserved, paid and sent.
+            models.CheckConstraint(
+                name="order_completed_after_all_steps",
+                condition=~Q(state=State.COMPLETED) | Q(steps_begun=len(contracts.SAGA)),
+            ),
+            models.CheckConstraint(
+                name="order_ended_at_tied_to_state",
+                condition=Q(state__in=FINAL, ended_at__isnull=False)
+                | (~Q(state__in=FINAL) & Q(ended_at__isnull=True)),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.order_id)
+
+    def money(self) -> str:
+        """The total as people read it."""
+        return (
+            f"${self.total:.2f}" if self.currency == "USD" else f"{self.total:,.2f} {self.currency}"
+        )
+
+    def idempotency_key(self, attempt: int) -> str:
+        """By which the integrations know an attempt: each does a thing once for a key, and undoes
+        it for ever."""
+        return f"{self.pk}:{attempt}"
+
+
+class OrderLine(models.Model):
+    """A product of an order, at the price it had when the order was submitted."""
+
+    order = models.ForeignKey(Order, on_delete=models.CASCADE, related_name="lines")
+    product_id = models.CharField("product ID", max_length=ID_LENGTH)
+    name = models.CharField(max_length=200)
+    quantity = models.PositiveIntegerField()
+    unit_price = models.DecimalField(max_digits=12, decimal_places=2)
+
+    class Meta:
+        ordering: ClassVar = ["pk"]
+        constraints = [
+            models.UniqueConstraint(
+                name="order_has_a_product_once", fields=["order", "product_id"]
+            ),
+            models.CheckConstraint(
+                name="order_line_positive", condition=Q(quantity__gte=1, unit_price__gte=0)
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.quantity} of {self.name}"
+
+
+class OrderStep(AppendOnlyModel):
+    """What came of a step or an undo of an attempt: the timeline, and the answer to a repeat."""
+
+    class Status(models.TextChoices):
+        COMPLETED = "completed", "completed"
+        FAILED = "failed", "failed"
+        COMPENSATED = "compensated", "compensated"
+
+    order = models.ForeignKey(Order, on_delete=models.CASCADE, related_name="steps")
+    attempt = models.PositiveIntegerField()
+    name = models.CharField(max_length=40)
+    status = models.CharField(max_length=12, choices=Status)
+    message = models.TextField(blank=True)
+    result = models.JSONField(default=dict)
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["pk"]
+        constraints = [
+            models.UniqueConstraint(
+                name="step_once_an_attempt", fields=["order", "attempt", "name", "status"]
+            ),
+            models.CheckConstraint(
+                name="step_status_known",
+                condition=Q(status__in=["completed", "failed", "compensated"]),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.status}"
+
+
+# What the built-in integrations keep: they know orders by their keys alone, like a service
+# elsewhere.
+
+
+class StockItem(models.Model):
+    """A product, the pieces that can be ordered, and those that orders under way have reserved."""
+
+    product_id = OpaqueIdField(
+        "product ID", max_length=ID_LENGTH, unique=True, validators=[validate_opaque_id]
+    )
+    name = models.CharField(max_length=200)
+    unit_price = models.DecimalField(
+        max_digits=12, decimal_places=2, validators=[MinValueValidator(0)]
+    )
+    currency = CurrencyField(default="USD")
+    available = models.PositiveIntegerField(default=0)
+    reserved = models.PositiveIntegerField(default=0, editable=False)
+
+    class Meta:
+        ordering: ClassVar = ["product_id"]
+        constraints = [
+            models.CheckConstraint(
+                name="stock_never_negative",
+                condition=Q(available__gte=0, reserved__gte=0, unit_price__gte=0),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return str(self.product_id)
+
+
+class Reservation(models.Model):
+    """Pieces that an attempt of an order holds. A key that was released before it reserved has a
+    reservation without items, so that it never reserves."""
+
+    class State(models.TextChoices):
+        RESERVED = "reserved", "reserved"
+        RELEASED = "released", "released"
+        FULFILLED = "fulfilled", "fulfilled"
+
+    key = models.CharField(max_length=100, unique=True)
+    reservation_id = models.CharField("reservation ID", max_length=20, unique=True)
+    state = models.CharField(max_length=10, choices=State)
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="reservation_state_known",
+                condition=Q(state__in=["reserved", "released", "fulfilled"]),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return str(self.reservation_id)
+
+
+class ReservedItem(models.Model):
+    """Pieces of one product in a reservation."""
+
+    reservation = models.ForeignKey(Reservation, on_delete=models.CASCADE, related_name="items")
+    item = models.ForeignKey(StockItem, on_delete=models.PROTECT)
+    quantity = models.PositiveIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                name="reservation_has_an_item_once", fields=["reservation", "item"]
+            ),
+            models.CheckConstraint(name="reserved_positive", condition=Q(quantity__gte=1)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.quantity} of {self.item_id}"
+
+
+class Charge(models.Model):
+    """Money taken for an attempt of an order, once for a key. A key that was refunded before it was
+    charged has a charge of nothing, so that it is never charged."""
+
+    class State(models.TextChoices):
+        CHARGED = "charged", "charged"
+        REFUNDED = "refunded", "refunded"
+
+    key = models.CharField(max_length=100, unique=True)
+    charge_id = models.CharField("charge ID", max_length=20, unique=True)
+    state = models.CharField(max_length=10, choices=State)
+    amount = models.DecimalField(max_digits=14, decimal_places=2)
+    currency = models.CharField(max_length=3, blank=True)
+    payment_method = models.CharField(max_length=ID_LENGTH, blank=True)
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering: ClassVar = ["-pk"]
+        constraints = [
+            models.CheckConstraint(
+                name="charge_takes_something",
+                condition=Q(state="charged", amount__gt=0) | Q(state="refunded", amount__gte=0),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return str(self.charge_id)
+
+
+class WarehouseRecord(models.Model):
+    """What the warehouse was told to send, once for a key. A key that was reverted before it was
+    recorded has a record without items, so that nothing is sent for it."""
+
+    class State(models.TextChoices):
+        APPLIED = "applied", "applied"
+        REVERTED = "reverted", "reverted"
+
+    key = models.CharField(max_length=100, unique=True)
+    order_id = models.CharField("order ID", max_length=ID_LENGTH)
+    # [{"product_id": str, "quantity": int}, …]
+    items = models.JSONField()
+    state = models.CharField(max_length=10, choices=State)
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering: ClassVar = ["-pk"]
+        constraints = [
+            models.CheckConstraint(
+                name="warehouse_record_state_known",
+                condition=Q(state__in=["applied", "reverted"]),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"warehouse record of {self.order_id}"
+
+
+class Shipment(models.Model):
+    """The delivery that the warehouse arranged."""
+
+    record = models.OneToOneField(WarehouseRecord, on_delete=models.CASCADE)
+    tracking_number = models.CharField(max_length=30, unique=True)
+    address = models.TextField(blank=True)
+    estimated_delivery = models.DateField()
+
+    def __str__(self) -> str:
+        return str(self.tracking_number)
+
+
+class Mail(models.Model):
+    """A message to a customer, written once for a key."""
+
+    key = models.CharField(max_length=100, unique=True)
+    recipient = models.CharField(max_length=254)
+    subject = models.CharField(max_length=200)
+    body = models.TextField()
+    at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return str(self.subject)

@@ -1,0 +1,260 @@
+"""Orders in the admin, as a signed-in person sees and posts them."""
+
+import re
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.contrib.messages import get_messages
+from django.test import Client
+
+from access import actors, groups
+from approvals.models import AuditEntry, Decision, Route
+from orders import services
+from orders.models import Order, State, StockItem
+from outbox import handlers
+from outbox.models import Message
+from tests import factories
+from tests.conftest import Unchanged
+
+pytestmark = pytest.mark.django_db
+
+LIST = "/admin/orders/order/"
+STOCK = "/admin/orders/stockitem/"
+SNAPSHOT = LIST + "snapshot/"
+
+
+def act(client: Client, action: str, *orders: Order, **fields: Any) -> Any:
+    return client.post(
+        LIST, {"action": action, "_selected_action": [one.pk for one in orders], **fields}
+    )
+
+
+def told(response: Any) -> list[str]:
+    return [str(message) for message in get_messages(response.wsgi_request)]
+
+
+def page_of(client: Client, order: Order) -> str:
+    response = client.get(f"{LIST}{order.pk}/change/")
+    assert response.status_code == 200
+    return response.content.decode()
+
+
+def buttons(html: str) -> list[str]:
+    return re.findall(r'name="action" value="(\w+)"', html)
+
+
+@pytest.fixture
+def pending() -> Order:
+    return factories.order("ORD-002", State.PENDING)
+
+
+def test_approver_approves(client: Client, pending: Order) -> None:
+    """O10, X3: ticked and approved, as an expense is; the workflow is told by a signal."""
+    approver = factories.user(groups.APPROVER, username="anna")
+    client.force_login(approver)
+    assert buttons(page_of(client, pending)) == ["approve", "reject"]
+    answer = act(client, "approve", pending)
+    assert told(answer) == [
+        "Approved: ORD-002. Queued: Temporal is unreachable, it will be notified."
+    ]
+    pending.refresh_from_db()
+    assert (pending.state, pending.decision.by) == (State.RUNNING, approver)
+    message = Message.objects.get(key="order-decision:ORD-002")
+    assert message.kind == handlers.SIGNAL_WORKFLOW
+    assert buttons(page_of(client, pending)) == []
+
+
+def test_rejection_asks_for_the_reason(client: Client, pending: Order) -> None:
+    """X3, O4: without a reason nothing happens but the question; with it the order is cancelled."""
+    client.force_login(factories.user(groups.APPROVER))
+    question = act(client, "reject", pending)
+    assert "Why is it rejected?" in question.content.decode()
+    assert not Decision.objects.exists()
+    act(client, "reject", pending, reason="too dear")
+    pending.refresh_from_db()
+    assert (pending.state, pending.failure_reason) == (State.CANCELLED, "too dear")
+
+
+@pytest.mark.parametrize("superuser", [False, True])
+def test_nobody_approves_their_own(client: Client, unchanged: Unchanged, superuser: bool) -> None:
+    """X3, O10: not a superuser either; the attempt is audited."""
+    buyer = factories.user(groups.EMPLOYEE, groups.APPROVER, is_superuser=superuser)
+    order = factories.order("ORD-002", State.PENDING, submitter=buyer)
+    client.force_login(buyer)
+    assert buttons(page_of(client, order)) == ["cancel"]
+    with unchanged(refusals=1):
+        answer = act(client, "approve", order)
+    assert told(answer) == [
+        "Skipped: ORD-002. Nobody decides their own request; ask another approver."
+    ]
+
+
+@pytest.mark.parametrize("action", ["approve", "cancel", "retry"])
+def test_an_auditor_does_nothing(
+    client: Client, unchanged: Unchanged, pending: Order, action: str
+) -> None:
+    """X3: whoever only looks is refused, which is audited, and is offered no button."""
+    client.force_login(factories.user(groups.AUDITOR))
+    assert buttons(page_of(client, pending)) == []
+    with unchanged(refusals=1):
+        act(client, action, pending)
+
+
+def test_an_employee_sees_their_own(client: Client, pending: Order) -> None:
+    """X3: and may cancel it; those of others are not there."""
+    buyer = factories.user(groups.EMPLOYEE)
+    own = factories.order("ORD-003", State.PENDING, submitter=buyer)
+    client.force_login(buyer)
+    html = client.get(LIST).content.decode()
+    assert "ORD-003" in html
+    assert "ORD-002" not in html
+    assert "snapshot" not in html
+    act(client, "cancel", own, pending, reason="not needed")
+    own.refresh_from_db()
+    pending.refresh_from_db()
+    assert (own.state, pending.state) == (State.CANCELLED, State.PENDING)
+    assert own.failure_reason == f"cancelled by {buyer}: not needed"
+
+
+def test_an_operator_retries(client: Client) -> None:
+    """O5: a failed order is carried out anew, as its next attempt; one that runs is not."""
+    failed, runs = factories.order("ORD-004", State.FAILED), factories.order("ORD-005")
+    Message.objects.update(outcome="DELIVERED", settled_at=factories.NOW)
+    client.force_login(factories.user(groups.OPERATOR))
+    assert buttons(page_of(client, failed)) == ["retry"]
+    answer = act(client, "retry", failed, runs)
+    assert told(answer) == [
+        "Skipped: Only a failed order is retried; ORD-005 is running.",
+        "Retried: ORD-004. The relay tells the workflow.",
+    ]
+    failed.refresh_from_db()
+    assert (failed.state, failed.attempt) == (State.RUNNING, 2)
+    start = Message.objects.get(key="order-start:ORD-004")
+    assert (start.settled_at, start.payload["memo"]["attempt"]) == (None, 2)
+
+
+def test_the_page_tells_steps_and_undoing(client: Client) -> None:
+    """O5, X5: the timeline has what people and what the workflow did, in their order."""
+    order = factories.order("ORD-006")
+    for minute, (name, status) in enumerate(
+        [
+            ("process_payment", "completed"),
+            ("update_warehouse", "failed"),
+            ("refund_payment_by_idempotency_key", "compensated"),
+        ],
+        start=1,
+    ):
+        order.steps.create(
+            attempt=1,
+            name=name,
+            status=status,
+            message="because",
+            at=factories.NOW.replace(minute=30 + minute),
+        )
+    client.force_login(factories.user(groups.AUDITOR))
+    html = page_of(client, order)
+    found = [
+        html.index(text)
+        for text in (
+            ">submitted<",
+            "process payment completed",
+            "update warehouse failed",
+            "refund payment by idempotency key compensated",
+        )
+    ]
+    assert found == sorted(found)
+
+
+# The stock
+
+
+def test_pieces_are_added_not_set(client: Client) -> None:
+    """O9: what orders reserved meanwhile stays reserved; the change is audited."""
+    factories.stock()
+    lamp = StockItem.objects.get(product_id="SKU-001")
+    client.force_login(factories.user(groups.OPERATOR, username="olga"))
+    StockItem.objects.filter(pk=lamp.pk).update(available=20, reserved=5)
+    form = {"name": "Desk lamp", "unit_price": "25.00", "currency": "USD", "pieces": "7"}
+    assert client.post(f"{STOCK}{lamp.pk}/change/", form).status_code == 302
+    lamp.refresh_from_db()
+    assert (lamp.available, lamp.reserved, lamp.unit_price) == (27, 5, Decimal("25.00"))
+    entry = AuditEntry.objects.get(subject="stock")
+    assert (entry.subject_id, entry.event, entry.actor, entry.reason) == (
+        "SKU-001",
+        "adjusted",
+        "olga",
+        "+7 pieces",
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("pieces", "-26", "Only 25 pieces are available to take away."),
+        ("pieces", "x", "Enter a whole number."),
+        ("unit_price", "-1", "greater than or equal to 0"),
+        ("currency", "dollar", "at most 3 characters"),
+    ],
+)
+def test_a_wrong_stock_form(
+    client: Client, unchanged: Unchanged, field: str, value: str, error: str
+) -> None:
+    """O9: the error stands at its field, and nothing changes."""
+    factories.stock()
+    lamp = StockItem.objects.get(product_id="SKU-001")
+    client.force_login(factories.user(groups.OPERATOR))
+    form = {"name": "Desk lamp", "unit_price": "25.00", "currency": "USD", "pieces": "0"}
+    with unchanged():
+        answer = client.post(f"{STOCK}{lamp.pk}/change/", {**form, field: value})
+    assert answer.status_code == 200
+    assert error in answer.content.decode()
+
+
+def test_a_new_product(client: Client) -> None:
+    """O9: it can be ordered at once."""
+    client.force_login(factories.user(groups.OPERATOR))
+    form = {
+        "product_id": "SKU-9",
+        "name": "Stapler",
+        "unit_price": "4.20",
+        "currency": "USD",
+        "pieces": "3",
+    }
+    assert client.post(f"{STOCK}add/", form).status_code == 302
+    stapler = StockItem.objects.get(product_id="SKU-9")
+    assert (stapler.available, stapler.reserved) == (3, 0)
+    assert client.post(f"{STOCK}{stapler.pk}/delete/", {"post": "yes"}).status_code == 403
+
+
+def test_who_keeps_the_stock(client: Client, unchanged: Unchanged) -> None:
+    """X3: an approver sees it and changes nothing."""
+    factories.stock()
+    lamp = StockItem.objects.get(product_id="SKU-001")
+    client.force_login(factories.user(groups.APPROVER))
+    assert client.get(STOCK).status_code == 200
+    with unchanged():
+        assert client.post(f"{STOCK}{lamp.pk}/change/", {"pieces": "1"}).status_code == 403
+
+
+# The snapshot
+
+
+@pytest.mark.django_db(transaction=True)
+def test_snapshot(client: Client) -> None:
+    """O7: orders, stock, payments and warehouse on one page."""
+    order = factories.order("ORD-<7>")
+    services.cancel_order(
+        order, actor=actors.LOCAL, route=Route.ADMIN, now=factories.NOW, reason="<b>"
+    )
+    client.force_login(factories.user(groups.AUDITOR))
+    html = client.get(SNAPSHOT).content.decode()
+    for text in ("ORD-&lt;7&gt;", "compensating", "Desk lamp", "&lt;b&gt;", "None yet."):
+        assert text in html
+
+
+def test_who_sees_the_snapshot(client: Client) -> None:
+    """X8: not an employee, and nobody without a session."""
+    assert client.get(SNAPSHOT).status_code == 302
+    client.force_login(factories.user(groups.EMPLOYEE))
+    assert client.get(SNAPSHOT).status_code == 403

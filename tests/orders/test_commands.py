@@ -1,0 +1,573 @@
+"""`manage.py startorder` and `decideorder`: what a person reads, and how they end."""
+
+import asyncio
+import getpass
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.core.management import CommandError, call_command
+from django.db import connections
+from django.utils import timezone
+
+from access import groups
+from approvals.models import AuditEntry, Route, Verdict
+from orders import commands
+from orders.models import Order, State, StockItem
+from outbox.models import Message
+from tests import factories
+from tests.conftest import Unchanged
+from tests.orders.conftest import Shop
+from tests.orders.integrations import FAULTS, refused
+
+MANAGE = Path(__file__).resolve().parents[2] / "manage.py"
+CONSOLE = f"{getpass.getuser()} (console)"
+RULE = "=" * 70
+APPROVED = f"""\
+{RULE}
+✅ ORDER APPROVED
+{RULE}
+Order ID: ORD-002
+Reason: High-value customer - approved
+{RULE}
+The workflow will now proceed with payment and fulfillment.
+"""
+
+
+@pytest.fixture(autouse=True)
+def _local(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.EXPENSES_SITE_URL = "http://site"
+    monkeypatch.setattr(commands, "POLL_SECONDS", 0.02)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "PATIENCE_SECONDS", 0.1)
+
+
+def run(*arguments: str, output: io.StringIO | None = None) -> tuple[int, str]:
+    """Exit code of a command and what it says."""
+    output = output or io.StringIO()
+    try:
+        call_command(*arguments, stdout=output)
+    except CommandError as error:
+        return error.returncode, output.getvalue() + str(error)
+    except SystemExit as end:
+        return int(str(end.code)), output.getvalue()
+    return 0, output.getvalue()
+
+
+async def running(*arguments: str, output: io.StringIO | None = None) -> tuple[int, str]:
+    """The same beside a shop, in a thread of its own; a confirmation may come before the end.
+
+    Each of these orders has an id of its own: Temporal knows those of the other tests.
+    """
+
+    def alone() -> tuple[int, str]:
+        try:
+            return run(*arguments, output=output)
+        finally:
+            connections.close_all()
+
+    code, said = await asyncio.to_thread(alone)
+    return code, said.replace("✓ Send confirmation: Confirmation sent\n", "")
+
+
+async def says(output: io.StringIO, text: str) -> None:
+    async with asyncio.timeout(40):
+        while text not in output.getvalue():
+            await asyncio.sleep(0.02)
+
+
+def places(order_id: str) -> str:
+    return (
+        f"  http://site/admin/orders/order/{order_id}/change/"
+        "?_to_field=order_id\n"
+        f"  curl http://site/orders/order-workflow-{order_id}/status\n"
+    )
+
+
+# Orders that are carried out.
+
+
+async def test_small_order(shop: Shop) -> None:
+    """O8: the sample's output, with a line for each step."""
+    async with shop.worked():
+        code, said = await running("startorder", "small", "--wait")
+        await shop.ended("order-workflow-ORD-001")
+        await shop.at_rest()
+    for name, size in (("TXN", 12), ("RES", 12), ("TRACK", 16)):
+        said = re.sub(f"{name}-[0-9A-F]{{{size}}}\n", f"{name}-X\n", said)
+    arrives = (timezone.now() + timedelta(days=3)).date()
+    assert code == 0
+    assert (
+        said
+        == f"""\
+Starting order workflow for Alice Smith, order ID: ORD-001, total: $89.95
+Waiting for workflow to complete...
+✓ Check inventory: All items are available
+✓ Reserve inventory: Reserved 2 item(s) successfully
+✓ Process payment: Payment of $89.95 processed successfully
+✓ Update warehouse: Delivery scheduled
+
+{RULE}
+Order Result: COMPLETED
+{RULE}
+Order ID: ORD-001
+Status: completed
+Message: Order processed successfully
+
+Payment:
+  Transaction ID: TXN-X
+  Payment of $89.95 processed successfully
+
+Inventory:
+  Reservation ID: RES-X
+  Reserved 2 item(s) successfully
+
+Delivery:
+  Tracking Number: TRACK-X
+  Estimated Delivery: {arrives}
+  Delivery scheduled to 123 Main St, Springfield, IL 62701
+{RULE}
+"""
+    )
+    order = await Order.objects.aget()
+    assert (order.customer_email, order.submitter_id) == ("alice@example.com", None)
+    submitted = await AuditEntry.objects.aget(event="submitted")
+    assert (submitted.actor, submitted.route) == (CONSOLE, Route.COMMAND)
+
+
+@pytest.mark.parametrize("wait", [[], ["--wait"]])
+async def test_workflow_id_of_another(shop: Shop, wait: list[str]) -> None:
+    """O8: nobody waits for an order whose workflow cannot be started: Temporal had another under
+    its id, of which the records know nothing."""
+    name = f"ORD-008{len(wait)}"
+    async with shop.worked():
+        assert (await running("startorder", "small", "--id", name, "--wait"))[0] == 0
+        await shop.ended(f"order-workflow-{name}")
+        await Order.objects.aupdate(order_id="forgotten", workflow_id="forgotten")
+        await Message.objects.aupdate(key="forgotten")
+        code, said = await running("startorder", "small", "--id", name, *wait)
+    assert code == 1
+    assert said.endswith(
+        f"The start of {name} was not delivered: completed elsewhere with another value. "
+        "`./manage.py reconcile` tells what can be done."
+    )
+
+
+async def test_large_order(shop: Shop) -> None:
+    """O8: it says how to decide it, and returns once it is started; the approval is followed to
+    the end."""
+    async with shop.worked():
+        code, said = await running("startorder", "large")
+        assert code == 0
+        assert (
+            said
+            == f"""\
+Starting order workflow for Bob Johnson, order ID: ORD-002, total: $1899.97
+
+{RULE}
+⚠️  ORDER REQUIRES APPROVAL
+{RULE}
+Order ID: ORD-002
+Amount: $1899.97
+
+To approve this order, run:
+  ./manage.py decideorder ORD-002 approve
+
+To reject this order, run:
+  ./manage.py decideorder ORD-002 reject "REASON"
+
+Or decide on its page:
+{places("ORD-002").splitlines()[0]}
+{RULE}
+Workflow will wait up to 5 minutes for a decision.
+Workflow started and waiting for approval...
+See how it goes:
+{places("ORD-002")}"""
+        )
+        approve = ("decideorder", "ORD-002", "approve", "High-value customer - approved")
+        code, said = await running(*approve)
+        assert code == 0
+        assert (
+            said
+            == f"""\
+{APPROVED}\
+✓ Check inventory: All items are available
+✓ Reserve inventory: Reserved 2 item(s) successfully
+✓ Process payment: Payment of $1899.97 processed successfully
+✓ Update warehouse: Delivery scheduled
+
+Workflow completed with status: completed
+Message: Order processed successfully
+"""
+        )
+        await shop.ended("order-workflow-ORD-002")
+        await shop.at_rest()
+    order = await Order.objects.select_related("decision").aget()
+    assert order.decision is not None
+    decided = (order.decision.verdict, order.decision.actor, order.decision.route)
+    assert decided == (Verdict.APPROVED, CONSOLE, Route.COMMAND)
+
+
+async def test_rejected(shop: Shop) -> None:
+    """O4, O8: by its workflow id too. Who waits for the order reads that nothing was charged."""
+    async with shop.worked():
+        output = io.StringIO()
+        waiting = asyncio.create_task(
+            running("startorder", "large", "--id", "ORD-003", "--wait", output=output)
+        )
+        await says(output, "Waiting for workflow to complete...")
+        await shop.waiting("order-workflow-ORD-003")
+        code, said = await running(
+            "decideorder", "order-workflow-ORD-003", "reject", "Insufficient credit check"
+        )
+        assert code == 0
+        assert (
+            said
+            == f"""\
+{RULE}
+❌ ORDER REJECTED
+{RULE}
+Order ID: ORD-003
+Reason: Insufficient credit check
+{RULE}
+The workflow will now end; nothing is charged.
+
+Workflow completed with status: cancelled
+Message: Insufficient credit check
+"""
+        )
+        code, said = await waiting
+        await shop.ended("order-workflow-ORD-003")
+        await shop.at_rest()
+    assert code == 0
+    assert said.endswith(f"""\
+Waiting for workflow to complete...
+
+{RULE}
+Order Result: CANCELLED
+{RULE}
+Order ID: ORD-003
+Status: cancelled
+Message: Insufficient credit check
+
+Nothing was charged.
+{RULE}
+""")
+
+
+async def test_timed_out(shop: Shop, settings: Any) -> None:
+    """O4, O8: nobody decides."""
+    settings.ORDERS_APPROVAL_SECONDS = 1
+    async with shop.worked():
+        code, said = await running("startorder", "large", "--id", "ORD-004", "--wait")
+    assert code == 0
+    assert "Workflow will wait up to 1 second for a decision.\n" in said
+    assert "Order Result: CANCELLED\n" in said
+    assert "Message: approval timed out\n" in said
+
+
+async def test_failed(shop: Shop) -> None:
+    """O5, O8: the reason and what was undone; exit code 1."""
+    async with shop.worked(fail_at="warehouse"):
+        code, said = await running("startorder", "small", "--id", "ORD-001 again", "--wait")
+        await shop.ended("order-workflow-ORD-001 again")
+        await shop.at_rest()
+    assert code == 1
+    assert (
+        said
+        == f"""\
+Starting order workflow for Alice Smith, order ID: ORD-001 again, total: $89.95
+Waiting for workflow to complete...
+✓ Check inventory: All items are available
+✓ Reserve inventory: Reserved 2 item(s) successfully
+✓ Process payment: Payment of $89.95 processed successfully
+✓ Update warehouse: Delivery scheduled
+✗ Update warehouse: injected failure at warehouse
+↩ Revert warehouse: Delivery called off
+↩ Refund payment by idempotency key: Payment refunded
+↩ Release inventory: Reservation released
+
+{RULE}
+Order Result: FAILED
+{RULE}
+Order ID: ORD-001 again
+Status: failed
+Message: injected failure at warehouse
+
+Undone:
+  Delivery called off
+  Payment refunded
+  Reservation released
+{RULE}
+"""
+    )
+
+
+async def test_failed_after_the_decision(shop: Shop) -> None:
+    """O8: the decision was taken, so it is no failure of the command."""
+    async with shop.worked():
+        assert (await running("startorder", "large", "--id", "ORD-005"))[0] == 0
+        key = await shop.key("order-workflow-ORD-005")
+        FAULTS.plan("charge", key, refused("The card was declined."))
+        code, said = await running("decideorder", "ORD-005", "approve")
+        await shop.ended("order-workflow-ORD-005")
+        await shop.at_rest()
+    assert code == 0
+    assert f"Order ID: ORD-005\n{RULE}\n" in said
+    assert said.endswith(
+        "↩ Release inventory: Reservation released\n\n"
+        "Workflow completed with status: failed\nMessage: The card was declined.\n"
+    )
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_why_nothing_happens(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O8, X6: who waits is told what is missing: the relay, Temporal, the worker; and the order is
+    carried out when all of them are there."""
+    output = io.StringIO()
+    waiting = asyncio.create_task(
+        running("startorder", "small", "--id", "ORD-006", "--wait", output=output)
+    )
+    start = "The start of ORD-006 waits for its delivery. "
+    await says(output, f"{start}Is a relay running (`./manage.py relay`)?\n")
+    with monkeypatch.context() as down:
+        down.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
+        async with shop.relayed():
+            await says(output, f"{start}Temporal at 127.0.0.1:1 does not answer.\n")
+    async with shop.relayed():
+        await says(output, "Is one running (`./manage.py runworker`)? Its log says what fails.\n")
+    async with shop.worked():
+        code, said = await waiting
+        await shop.ended("order-workflow-ORD-006")
+        await shop.at_rest()
+    assert code == 0
+    assert "Order Result: COMPLETED\n" in said
+    # Each is said once, however long it lasts.
+    assert said.count(start) == 2
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_not_started_yet(shop: Shop) -> None:
+    """O8, X1: without a relay an order is accepted all the same."""
+    code, said = await running("startorder", "small", "--id", "ORD-007")
+    assert code == 0
+    assert said.endswith(
+        "The start of ORD-007 waits for its delivery. Is a relay running (`./manage.py relay`)? "
+        f"Then it is started by itself.\nSee how it goes:\n{places('ORD-007')}"
+    )
+    async with shop.worked():
+        assert (await shop.ended("order-workflow-ORD-007"))["status"] == "completed"
+
+
+async def test_decision_that_takes_long(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O8: the waiting ends, the order goes on."""
+    monkeypatch.setattr("orders.management.commands.decideorder.WAIT_SECONDS", 0.1)
+    await sync_to_async(factories.order)(
+        "ORD-002", State.PENDING, workflow_id="order-workflow-ORD-002"
+    )
+    reason = "High-value customer - approved"
+    said = f"{APPROVED}It goes on by itself. See how:\n{places('ORD-002')}"
+    assert await running("decideorder", "ORD-002", "approve", reason) == (0, said)
+
+
+# What is refused, without any other process.
+
+
+@pytest.fixture
+def _stocked(transactional_db: None) -> None:
+    factories.stock()
+
+
+@pytest.mark.usefixtures("_stocked")
+class TestRefused:
+    def test_the_same_id(self, unchanged: Unchanged) -> None:
+        """O8: the same ID twice says so."""
+        factories.order("ORD-001")
+        factories.order("mine", workflow_id="order-workflow-other")
+        with unchanged():
+            assert run("startorder", "small") == (
+                1,
+                "There is an order ORD-001 already. Choose another with --id.",
+            )
+            assert run("startorder", "small", "--id", "mine") == (
+                1,
+                "There is an order mine already. Choose another with --id.",
+            )
+            assert run("startorder", "small", "--id", "other") == (
+                1,
+                "The workflow id order-workflow-other is in use. Choose another, or leave it out.",
+            )
+
+    def test_no_such_products(self, unchanged: Unchanged) -> None:
+        """O8: a stock without the examples."""
+        StockItem.objects.filter(product_id__startswith="PROD").delete()
+        with unchanged():
+            assert run("startorder", "small") == (
+                1,
+                "There is no product PROD-101, PROD-102. The stock is at "
+                "http://site/admin/orders/stockitem/; `make up` adds the products of the examples.",
+            )
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            ("{", "{file} is not JSON: Expecting property name enclosed in double quotes: "),
+            ("[" * 100_000, "{file} is not JSON: maximum recursion depth exceeded"),
+            ("[]", "Invalid data. Expected a dictionary, but got list."),
+            (
+                '{"quantity": "many", "product_id": "SKU-001", "payment_method": "tok_visa"}',
+                "quantity: A valid integer is required.\ncustomer_id: This field is required.",
+            ),
+            (
+                '{"lines": [{"product_id": "SKU-001", "quantity": 1}, {"product_id": " "}],'
+                '"customer_id": "c", "payment_method": "p"}',
+                "lines[1].product_id: An id has 1 to 100 characters, is not blank and has no "
+                "control characters.\nlines[1].quantity: This field is required.",
+            ),
+            (
+                '{"product_id": "SKU-001", "customer_id": "c", "payment_method": "p"}',
+                "quantity: This field is required, unless there are lines.",
+            ),
+        ],
+        ids=["cut off", "deep", "list", "fields", "lines", "no quantity"],
+    )
+    def test_unusable_file(
+        self, content: str, said: str, tmp_path: Path, unchanged: Unchanged
+    ) -> None:
+        """O8: the field at fault is named."""
+        file = tmp_path / "order.json"
+        file.write_text(content)
+        with unchanged():
+            code, refusal = run("startorder", "--file", str(file))
+        assert code == 1
+        assert refusal.startswith(said.replace("{file}", str(file)))
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        """O8."""
+        said = f"{tmp_path}/none cannot be read: No such file or directory."
+        assert run("startorder", "--file", f"{tmp_path}/none") == (1, said)
+
+    @pytest.mark.parametrize("arguments", [[], ["small", "--file", "x"], ["medium"]])
+    def test_what_to_start(self, arguments: list[str]) -> None:
+        """O8: one example, or a file."""
+        code, said = run("startorder", *arguments)
+        assert code == 1
+        assert said.startswith("Error: ")
+
+    def test_injected_failure(self, tmp_path: Path, unchanged: Unchanged) -> None:
+        """O6: in the local mode only."""
+        file = tmp_path / "order.json"
+        order = {"product_id": "SKU-001", "quantity": 1, "customer_id": "c", "payment_method": "p"}
+        file.write_text(json.dumps({**order, "fail_at": "payment"}))
+        employee = factories.user(groups.EMPLOYEE, username="eve")
+        command = ("startorder", "--file", str(file), "--as", employee.username)
+        with unchanged():
+            assert run(*command) == (
+                1,
+                "fail_at: Failures are injected in the local mode only; leave it out.",
+            )
+
+    @pytest.mark.parametrize(
+        "command", [("startorder", "small"), ("decideorder", "ORD-002", "approve")]
+    )
+    def test_who_acts(self, command: tuple[str, ...], unchanged: Unchanged) -> None:
+        """X3: whoever is named acts with their own rights, and no more."""
+        factories.order("ORD-002", State.PENDING)
+        factories.user(groups.APPROVER, groups.EMPLOYEE, username="gone", is_active=False)
+        factories.user(groups.AUDITOR, username="auditor")
+        with unchanged():
+            for names, said in (
+                (["--as", "x"], "There is no user 'x'. Add one in the admin first."),
+                (["--as", "gone"], "The user 'gone' is not active. Activate it in the admin."),
+            ):
+                assert run(*command, *names) == (1, said)
+        with unchanged(refusals=command[0] == "decideorder"):
+            code, said = run(*command, "--as", "auditor")
+        assert code == 1
+        assert said.startswith(("auditor may not submit orders", "auditor has no permission"))
+
+    @pytest.mark.usefixtures("impatient")
+    def test_nobody_decides_their_own(self, unchanged: Unchanged) -> None:
+        """X3: superusers neither, on the command line neither."""
+        root = factories.user(username="root", is_superuser=True)
+        assert run("startorder", "large", "--as", root.username, "--id", "own")[0] == 0
+        with unchanged(refusals=1):
+            assert run("decideorder", "own", "approve", "--as", root.username) == (
+                1,
+                "Nobody decides their own request; ask another approver.",
+            )
+        [entry] = AuditEntry.objects.filter(event="refused")
+        assert (entry.actor, entry.route) == ("root", Route.COMMAND)
+
+    def test_order_that_cannot_be_decided(self, unchanged: Unchanged) -> None:
+        """O3, O8: the sentence says what to do, or how it stands."""
+        factories.order("small")
+        factories.order("ORD 2", State.PENDING)
+        approved = factories.order("approved", large=True)
+        assert approved.decision is not None
+        with unchanged():
+            for arguments, said in (
+                (
+                    ["none", "approve"],
+                    "There is no order 'none', by its order id or its workflow id.",
+                ),
+                (["small", "approve"], "small waits for no decision: it is running."),
+                (
+                    ["ORD 2", "reject"],
+                    "A rejection needs a reason; say why. "
+                    "./manage.py decideorder 'ORD 2' reject \"REASON\"",
+                ),
+                (
+                    ["ORD 2", "reject", "x" * 2001],
+                    "The reason has more than 2000 characters; shorten it.",
+                ),
+                (["approved", "reject", "no"], "approved was already approved by local."),
+            ):
+                assert run("decideorder", *arguments) == (1, said)
+            # The same again: it is as was asked for.
+            assert run("decideorder", "approved", "approve", "again") == (
+                0,
+                "approved was already approved by local.\n",
+            )
+
+    def test_an_order_id_goes_before_a_workflow_id(self) -> None:
+        """O8: one order's id may be another's workflow id."""
+        factories.order("other", State.PENDING, workflow_id="same")
+        factories.order("same", State.PENDING)
+        assert run("decideorder", "same", "approve", "--no-wait")[0] == 0
+        assert Order.objects.get(order_id="same").state == State.RUNNING
+        assert Order.objects.get(order_id="other").state == State.PENDING
+
+
+@pytest.mark.parametrize("command", [("startorder", "small"), ("decideorder", "x", "approve")])
+def test_no_database(command: tuple[str, ...], tmp_path: Path) -> None:
+    """O8: one sentence with the remedy, never a traceback."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "SECRET_KEY": "s",
+        "EXPENSES_FERNET_KEYS": "dGVzdHMtb25seS10ZXN0cy1vbmx5LXRlc3RzLW9ubHk=",
+        "EXPENSES_PROTOCOL_ACCESS": "open",
+        "EXPENSES_DATA_DIR": str(tmp_path),
+    }
+    ended = subprocess.run(
+        [sys.executable, MANAGE, *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("CommandError: The database is not ready (no such table: ")
+    assert ended.stderr.endswith("Run `make up` first.\n")
+    assert ended.stderr.count("\n") == 1

@@ -1,0 +1,692 @@
+"""What the workflow of an order asks of the site, step by step, in whatever state the order is."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from access import actors
+from approvals import services as approvals
+from approvals.models import AuditEntry, Route, Verdict
+from orders import fulfilment, integrations, services
+from orders.integrations import database
+from orders.models import (
+    UNDONE,
+    Charge,
+    Mail,
+    Order,
+    OrderStep,
+    Reservation,
+    Shipment,
+    State,
+    StockItem,
+    WarehouseRecord,
+)
+from outbox.models import Message, Outcome
+from tests import factories
+from tests.conftest import Unchanged, at_once
+from worker import contracts
+
+pytestmark = pytest.mark.django_db
+
+CONFIRM = contracts.SEND_CONFIRMATION
+LATER = factories.NOW + timedelta(minutes=1)
+WHO: Any = {"actor": actors.LOCAL, "route": Route.PROTOCOL, "now": factories.NOW}
+FAILURE: Any = {"failed_step": contracts.PROCESS_PAYMENT, "reason": "card declined"}
+WITH_ADDRESS = services.Details(
+    customer_id="cust-42",
+    payment_method="tok_visa",
+    customer_email="alice@example.org",
+    shipping_address="123 Main St",
+)
+
+
+def standing(
+    state: State, verdict: str = "", approval_reason: str = "", *, reason: str = ""
+) -> dict[str, str]:
+    return {
+        "state": state.value,
+        "verdict": verdict,
+        "approval_reason": approval_reason,
+        "reason": reason,
+    }
+
+
+def timeline(order: Order) -> list[tuple[int, str, str]]:
+    return list(order.steps.values_list("attempt", "name", "status"))
+
+
+def trail(order_id: str = "ord-1") -> list[tuple[str, str, str, str]]:
+    """What happened, who and by which route, and why."""
+    entries = AuditEntry.objects.filter(subject="order", subject_id=order_id).order_by("pk")
+    return list(entries.values_list("event", "actor", "route", "reason"))
+
+
+def stock() -> dict[str, tuple[int, int]]:
+    """Of the products of a small order."""
+    items = StockItem.objects.filter(product_id__in=["SKU-001", "SKU-003"])
+    return {item.product_id: (item.available, item.reserved) for item in items}
+
+
+UNTOUCHED = {"SKU-001": (25, 0), "SKU-003": (50, 0)}
+
+
+# A whole order
+
+
+def test_completed_order() -> None:
+    """O1, O2, X5: each step is carried out by its integration, under the key of the attempt, and
+    answers with its number and a sentence; the timeline and the trail hold what was done."""
+    order = factories.order(details=WITH_ADDRESS)
+    assert factories.carry(order, contracts.CHECK_INVENTORY) == {
+        "message": "All items are available"
+    }
+    answer = factories.carry(order, contracts.RESERVE_INVENTORY)
+    reservation = Reservation.objects.get()
+    assert (reservation.key, reservation.state) == (f"{order.pk}:1", "reserved")
+    assert answer == {
+        "reservation_id": reservation.reservation_id,
+        "message": "Reserved 2 item(s) successfully",
+    }
+    assert stock() == {"SKU-001": (24, 1), "SKU-003": (48, 2)}
+    answer = factories.carry(order, contracts.PROCESS_PAYMENT)
+    charge = Charge.objects.get()
+    assert (charge.key, charge.amount, charge.currency) == (f"{order.pk}:1", order.total, "USD")
+    assert charge.payment_method == "tok_visa"
+    assert answer == {
+        "charge_id": charge.charge_id,
+        "message": "Payment of $44.40 processed successfully",
+    }
+    answer = factories.carry(order, contracts.UPDATE_WAREHOUSE)
+    shipment = Shipment.objects.get()
+    assert (shipment.record.key, shipment.address) == (f"{order.pk}:1", "123 Main St")
+    assert shipment.record.items == [
+        {"product_id": "SKU-001", "quantity": 1},
+        {"product_id": "SKU-003", "quantity": 2},
+    ]
+    assert answer == {
+        "tracking_number": shipment.tracking_number,
+        "estimated_delivery": shipment.estimated_delivery.isoformat(),
+        "message": "Delivery scheduled",
+    }
+    answer = factories.carry(order, contracts.COMPLETE_ORDER, now=LATER)
+    assert answer == standing(State.COMPLETED)
+    assert (order.state, order.ended_at) == ("completed", LATER)
+    assert stock() == {"SKU-001": (24, 0), "SKU-003": (48, 0)}
+    assert factories.carry(order, CONFIRM) == {"message": "Confirmation sent"}
+    mail = Mail.objects.get()
+    assert (mail.key, mail.recipient) == (f"{order.pk}:1", "alice@example.org")
+    assert (mail.subject, "$44.40" in mail.body) == ("Your order ord-1", True)
+    steps = (*factories.STEPS, CONFIRM)
+    assert timeline(order) == [(1, step, "completed") for step in steps]
+    assert trail() == [
+        ("submitted", "local", "protocol", ""),
+        ("completed", "local", "workflow", ""),
+    ]
+    assert list(Message.objects.values_list("key", flat=True)) == ["order-start:ord-1"]
+
+
+def test_no_address_no_confirmation(unchanged: Unchanged) -> None:
+    """O2: a customer without an e-mail address is not written to."""
+    order = factories.order(state=State.COMPLETED)
+    answer = factories.carry(order, CONFIRM)
+    assert (answer, Mail.objects.count()) == ({"message": "No e-mail address, no confirmation"}, 0)
+    with unchanged():
+        assert factories.carry(order, CONFIRM) == answer
+
+
+def test_failed_order() -> None:
+    """O5, X5: whatever was done is undone: stock and money net to zero; the order has failed, for
+    the reason of the step that failed."""
+    order = factories.order()
+    factories.carry(order, *factories.STEPS[:3])
+    answer = factories.carry(order, contracts.BEGIN_COMPENSATION, **FAILURE)
+    begun = list(factories.STEPS[:3])
+    assert answer == {**standing(State.COMPENSATING, reason="card declined"), "begun": begun}
+    answers = [factories.carry(order, undo) for undo in factories.UNDOES]
+    assert answers == [
+        {"message": "Delivery called off"},
+        {"message": "Payment refunded"},
+        {"message": "Reservation released"},
+    ]
+    answer = factories.carry(order, contracts.CLOSE_ORDER, now=LATER)
+    assert answer == standing(State.FAILED, reason="card declined")
+    assert (order.ends_as, order.ended_at, stock()) == ("failed", LATER, UNTOUCHED)
+    assert Charge.objects.get().state == "refunded"
+    assert timeline(order) == [
+        *((1, step, "completed") for step in factories.STEPS[:3]),
+        (1, contracts.PROCESS_PAYMENT, "failed"),
+        *((1, undo, "compensated") for undo in factories.UNDOES),
+    ]
+    assert order.steps.get(status="failed").message == "card declined"
+    assert trail()[1:] == [("failed", "local", "workflow", "card declined")]
+
+
+# Each step in each state
+
+NEXT: dict[str, dict[State, State]] = {
+    contracts.AWAIT_APPROVAL: {},
+    contracts.SETTLE_APPROVAL: {State.PENDING: State.RUNNING},
+    contracts.COMPLETE_ORDER: {State.RUNNING: State.COMPLETED},
+    contracts.BEGIN_COMPENSATION: {
+        State.PENDING: State.FAILED,
+        State.RUNNING: State.COMPENSATING,
+    },
+    contracts.CLOSE_ORDER: {State.COMPENSATING: State.FAILED},
+}
+DETAILS: dict[str, dict[str, Any]] = {
+    contracts.AWAIT_APPROVAL: {"until": LATER},
+    contracts.SETTLE_APPROVAL: {"verdict": "APPROVED", "reason": "fine"},
+    contracts.BEGIN_COMPENSATION: FAILURE,
+}
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("step", [*factories.STEPS, CONFIRM])
+def test_steps_by_state(unchanged: Unchanged, step: str, state: State) -> None:
+    """O3, O5: nothing is carried out before the approval, while it is undone, or after the end;
+    what was done while the order ran is answered from the record, and done no second time."""
+    order = factories.order(state=state, details=WITH_ADDRESS)
+    done = step != CONFIRM and state == State.COMPLETED
+    if state == (State.COMPLETED if step == CONFIRM else State.RUNNING):
+        answer = factories.carry(order, step)
+        with unchanged():
+            assert factories.carry(order, step, now=LATER) == answer
+    elif done:
+        with unchanged():
+            answer = factories.carry(order, step)
+        recorded = order.steps.get(name=step)
+        assert answer == {**recorded.result, "message": recorded.message}
+    else:
+        with unchanged(), pytest.raises(fulfilment.NotNow, match=r"^ord-1 is .* in attempt 1\.$"):
+            factories.carry(order, step)
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("undo", factories.UNDOES)
+def test_undoes_by_state(unchanged: Unchanged, undo: str, state: State) -> None:
+    """O5: only what is being undone, or was, is undone; again changes nothing."""
+    order = factories.order(state=state)
+    if state in (State.COMPENSATING, *UNDONE):
+        answer = factories.carry(order, undo)
+        with unchanged():
+            assert factories.carry(order, undo, now=LATER) == answer
+    else:
+        with unchanged(), pytest.raises(fulfilment.NotNow, match="nothing of it is undone"):
+            factories.carry(order, undo)
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("step", NEXT)
+def test_decisions_by_state(unchanged: Unchanged, step: str, state: State) -> None:
+    """O3, O5: each fork is taken once, from the one state that it starts from; asked again, or in
+    any other state, it changes nothing and answers how the order stands."""
+    order = factories.order(state=state)
+    if state == State.RUNNING:
+        factories.carry(order, *factories.STEPS)
+    if state in NEXT[step]:
+        assert factories.carry(order, step, **DETAILS.get(step, {}))["state"] == NEXT[step][state]
+    elif step == contracts.AWAIT_APPROVAL and state == State.PENDING:
+        factories.carry(order, step, **DETAILS[step])
+        order.refresh_from_db()
+        assert order.expires_at == LATER
+    with unchanged():
+        answer = factories.carry(order, step, **DETAILS.get(step, {}), now=LATER)
+    assert answer.items() >= fulfilment.standing(order).items()
+    assert answer["state"] == order.state == NEXT[step].get(state, state)
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.COMPLETED])
+def test_repeat_asks_nobody(state: State) -> None:
+    """O5: a step that was done is answered from the record, whatever its integration would say
+    now."""
+    order = factories.order()
+    first = factories.carry(order, contracts.CHECK_INVENTORY)
+    factories.carry(order, *factories.STEPS[1:])
+    if state == State.COMPLETED:
+        factories.carry(order, contracts.COMPLETE_ORDER)
+    StockItem.objects.update(available=0)
+    assert factories.carry(order, contracts.CHECK_INVENTORY) == first
+
+
+def test_unknown_step(unchanged: Unchanged) -> None:
+    order = factories.order()
+    with unchanged(), pytest.raises(fulfilment.UnknownStep):
+        factories.carry(order, "no_such_step")
+
+
+# Attempts
+
+
+@pytest.fixture
+def retried() -> Order:
+    """An order in its second attempt, at the beginning."""
+    order = factories.order(state=State.FAILED)
+    services.retry_order(order, **WHO)
+    return order
+
+
+@pytest.mark.parametrize("attempt", [1, 3])
+def test_steps_of_another_attempt(unchanged: Unchanged, retried: Order, attempt: int) -> None:
+    """O5: a run that is not the order's own carries out nothing, and is told to end."""
+    with unchanged():
+        for step in (*factories.STEPS, CONFIRM):
+            with pytest.raises(fulfilment.NotNow):
+                factories.carry(retried, step, attempt=attempt)
+        for step in NEXT:
+            answer = factories.carry(retried, step, attempt=attempt, **DETAILS.get(step, {}))
+            reason = f"ord-1 is in attempt 2, not {attempt}."
+            assert answer == standing(State.FAILED, reason=reason)
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["runs", "waits"])
+@pytest.mark.parametrize("step", NEXT)
+def test_decision_for_an_attempt_that_is_over(unchanged: Unchanged, step: str, waits: bool) -> None:
+    """O3, O5: a request that read the order before its retry decides nothing of the next attempt,
+    and is told that its own has failed."""
+    order = factories.order(state=State.PENDING if waits else State.FAILED)
+    if waits:
+        factories.carry(order, contracts.BEGIN_COMPENSATION, **FAILURE)
+    read_before = Order.objects.get()
+    services.retry_order(order, **WHO)
+    if not waits:
+        factories.carry(order, *factories.STEPS, attempt=2)
+    with unchanged():
+        answer = factories.carry(read_before, step, **DETAILS.get(step, {}))
+    assert answer == standing(State.FAILED, reason="ord-1 is in attempt 2, not 1.")
+
+
+def test_undo_of_an_earlier_attempt(unchanged: Unchanged, retried: Order) -> None:
+    """O5: undoing an earlier attempt once more touches nothing of the one that runs."""
+    factories.carry(retried, *factories.STEPS, attempt=2)
+    with unchanged():
+        factories.carry(retried, *factories.UNDOES)
+    assert stock() == {"SKU-001": (24, 1), "SKU-003": (48, 2)}
+
+
+@pytest.mark.parametrize("undo", factories.UNDOES)
+def test_undo_of_a_later_attempt(unchanged: Unchanged, retried: Order, undo: str) -> None:
+    """O5: what has not begun is not undone; it could never begin then."""
+    with unchanged():
+        for attempt in (3, 10**30):
+            with pytest.raises(fulfilment.NotNow):
+                factories.carry(retried, undo, attempt=attempt)
+
+
+def test_second_attempt_is_carried_out_anew(retried: Order) -> None:
+    """O5: its keys are its own: nothing is answered from the attempt that failed."""
+    factories.carry(retried, *factories.STEPS, contracts.COMPLETE_ORDER, attempt=2)
+    states = {one.key: one.state for one in Charge.objects.all()}
+    assert states == {f"{retried.pk}:1": "refunded", f"{retried.pk}:2": "charged"}
+    assert stock() == {"SKU-001": (24, 0), "SKU-003": (48, 0)}
+    assert [one for one in timeline(retried) if one[0] == 2] == [
+        (2, step, "completed") for step in factories.STEPS
+    ]
+
+
+# What other systems say
+
+
+def test_refused_step(unchanged: Unchanged) -> None:
+    """O5: where another system says no, nothing is recorded as done, and the text is its own."""
+    order = factories.order()
+    Order.objects.update(steps_begun=2)
+    StockItem.objects.filter(product_id="SKU-003").update(available=1)
+    for step in (contracts.CHECK_INVENTORY, contracts.RESERVE_INVENTORY):
+        refusal = r"^Only 1 of SKU-003 are available; 2 were ordered\.$"
+        with unchanged(), pytest.raises(integrations.Refused, match=refusal):
+            factories.carry(order, step)
+
+
+class Lost(database.Payments):
+    """Payments that take the money and then break off."""
+
+    def charge(self, key: str, **how: Any) -> str:
+        super().charge(key, **how)
+        raise ConnectionResetError
+
+
+def test_lost_reply_of_an_integration(settings: Any) -> None:
+    """O5, X2: a call whose outcome is not known leaves no record; made again, it pays no second
+    time."""
+    order = factories.order()
+    own, settings.ORDERS_PAYMENTS = settings.ORDERS_PAYMENTS, f"{__name__}.Lost"
+    with pytest.raises(fulfilment.OutcomeUnknown):
+        factories.carry(order, contracts.PROCESS_PAYMENT)
+    assert (timeline(order), Charge.objects.count()) == ([], 1)
+    settings.ORDERS_PAYMENTS = own
+    answer = factories.carry(order, contracts.PROCESS_PAYMENT)
+    assert answer["charge_id"] == Charge.objects.get().charge_id
+
+
+class Overtaken(database.Payments):
+    """Payments that are slow: the order is cancelled and undone before they take the money."""
+
+    def charge(self, key: str, **how: Any) -> str:
+        order = Order.objects.get()
+        services.cancel_order(order, **WHO)
+        factories.carry(order, *factories.UNDOES)
+        return super().charge(key, **how)
+
+
+def test_step_that_its_undo_overtook(settings: Any) -> None:
+    """O5: a step that was on its way when it was undone is refused, and never done."""
+    order = factories.order()
+    factories.carry(order, contracts.RESERVE_INVENTORY)
+    settings.ORDERS_PAYMENTS = f"{__name__}.Overtaken"
+    with pytest.raises(integrations.Refused):
+        factories.carry(order, contracts.PROCESS_PAYMENT)
+    assert (contracts.PROCESS_PAYMENT, "completed") not in [one[1:] for one in timeline(order)]
+    assert (integrations.payments().snapshot(), stock()) == ([], UNTOUCHED)
+
+
+def test_crash_after_completion() -> None:
+    """O5: a site that stopped between the completion and the fulfilment of the stock finishes it
+    when it is asked again."""
+    order = factories.order()
+    factories.carry(order, *factories.STEPS)
+    Order.objects.update(state=State.COMPLETED, ended_at=factories.NOW)
+    assert stock()["SKU-001"] == (24, 1)
+    assert factories.carry(order, contracts.COMPLETE_ORDER) == standing(State.COMPLETED)
+    assert stock() == {"SKU-001": (24, 0), "SKU-003": (48, 0)}
+
+
+# The decision, as the workflow asks for it
+
+
+@pytest.mark.parametrize(
+    ("asked", "verdict", "state", "decided"),
+    [
+        (
+            {"verdict": "APPROVED", "reason": "fine"},
+            "APPROVED",
+            State.RUNNING,
+            ("signal", "signal", "fine"),
+        ),
+        ({"verdict": "APPROVED"}, "APPROVED", State.RUNNING, ("signal", "signal", "")),
+        (
+            {"verdict": "REJECTED", "reason": "too much"},
+            "REJECTED",
+            State.CANCELLED,
+            ("signal", "signal", "too much"),
+        ),
+        (
+            {"verdict": "REJECTED", "reason": ""},
+            "REJECTED",
+            State.CANCELLED,
+            ("signal", "signal", "rejected by signal"),
+        ),
+        (
+            {"verdict": "EXPIRED", "reason": "not this"},
+            "EXPIRED",
+            State.CANCELLED,
+            ("local", "workflow", "approval timed out"),
+        ),
+    ],
+    ids=str,
+)
+def test_settled_by_the_workflow(
+    asked: dict[str, str], verdict: str, state: State, decided: tuple[str, str, str]
+) -> None:
+    """O3, O4, X5: a signal's verdict, or the end of the window, is one decision with its audit
+    row; the workflow is told by the answer, and by no message."""
+    order = factories.order(state=State.PENDING)
+    answer = factories.carry(order, contracts.SETTLE_APPROVAL, **asked, now=LATER)
+    why = decided[2] if state in UNDONE else ""
+    assert answer == standing(state, verdict, decided[2], reason=why)
+    order.refresh_from_db()
+    assert (order.state, order.ended_at) == (state, LATER if state in UNDONE else None)
+    decision = order.decision
+    assert (decision.actor, decision.route, decision.reason) == decided
+    assert (decision.verdict, decision.by, decision.at) == (verdict, None, LATER)
+    assert trail()[1:] == [(verdict.lower(), *decided)]
+    assert Message.objects.count() == 1
+
+
+@pytest.mark.parametrize("asked", ["APPROVED", "REJECTED", "EXPIRED"])
+@pytest.mark.parametrize("stands", [Verdict.APPROVED, Verdict.REJECTED])
+def test_late_signal(unchanged: Unchanged, asked: str, stands: Verdict) -> None:
+    """O3: the first decision stands; whatever the workflow asks later, it is told that one."""
+    order = factories.order(state=State.PENDING)
+    services.decide_order(order, verdict=stands, reason="first", **WHO)
+    state = State.RUNNING if stands == Verdict.APPROVED else State.CANCELLED
+    with unchanged():
+        for step, details in (
+            (contracts.SETTLE_APPROVAL, {"verdict": asked, "reason": "late"}),
+            (contracts.AWAIT_APPROVAL, {"until": LATER}),
+        ):
+            answer = factories.carry(order, step, **details)
+            assert answer == standing(state, stands, "first", reason=order.failure_reason)
+
+
+def test_signal_after_a_cancellation(unchanged: Unchanged) -> None:
+    """O3: an order that was cancelled while it waited is not decided any more."""
+    order = factories.order(state=State.PENDING)
+    services.cancel_order(order, reason="changed my mind", **WHO)
+    with unchanged():
+        answer = factories.carry(order, contracts.SETTLE_APPROVAL, verdict="APPROVED")
+    assert answer == standing(State.CANCELLED, reason="cancelled by local: changed my mind")
+
+
+# How a compensation begins and ends
+
+
+@pytest.mark.parametrize("before", [State.PENDING, State.RUNNING])
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_begin_and_close(before: State, cancelled: bool) -> None:
+    """O4, O5: cancelled in Temporal, or failed; one that waits has nothing to undo and ends at
+    once. One audit row tells the end."""
+    order = factories.order(state=before)
+    event = "cancelled" if cancelled else "failed"
+    details = {**FAILURE, "cancelled": cancelled}
+    answer = factories.carry(order, contracts.BEGIN_COMPENSATION, **details, now=LATER)
+    ends_at_once = before == State.PENDING
+    assert answer["state"] == (event if ends_at_once else "compensating")
+    assert len(trail()) == (2 if ends_at_once else 1)
+    answer = factories.carry(order, contracts.CLOSE_ORDER, now=LATER)
+    assert answer == standing(State(event), reason="card declined")
+    order.refresh_from_db()
+    assert (order.ends_as, order.ended_at) == (event, LATER)
+    assert trail()[1:] == [(event, "local", "workflow", "card declined")]
+    failed = [] if cancelled else [(1, contracts.PROCESS_PAYMENT, "failed")]
+    assert timeline(order) == failed
+
+
+def test_first_reason_stands(unchanged: Unchanged) -> None:
+    """O5: an order fails for the reason that was given first, and a cancelled one stays so."""
+    order = factories.order(state=State.COMPENSATING)
+    with unchanged():
+        for details in ({"reason": "another"}, {"reason": "another", "cancelled": True}):
+            answer = factories.carry(order, contracts.BEGIN_COMPENSATION, **details)
+            stands = standing(State.COMPENSATING, reason="as made")
+            assert answer == {**stands, "begun": list(factories.STEPS)}
+    cancelled = factories.order("ord-2")
+    services.cancel_order(cancelled, reason="too late", **WHO)
+    factories.carry(cancelled, contracts.BEGIN_COMPENSATION, **FAILURE)
+    answer = factories.carry(cancelled, contracts.CLOSE_ORDER)
+    assert answer == standing(State.CANCELLED, reason="cancelled by local: too late")
+
+
+def test_not_completed_before_the_last_step(unchanged: Unchanged) -> None:
+    """O2, O5: an order is not complete while a step of it was not even begun."""
+    order = factories.order()
+    for step in factories.STEPS:
+        with unchanged():
+            assert factories.carry(order, contracts.COMPLETE_ORDER) == standing(State.RUNNING)
+        factories.carry(order, step)
+    assert factories.carry(order, contracts.COMPLETE_ORDER) == standing(State.COMPLETED)
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.COMPLETED])
+def test_close_of_an_order_that_goes_on(unchanged: Unchanged, state: State) -> None:
+    """X1: the decision of an order that was not undone is still to be told to its workflow."""
+    order = factories.order(state=state, large=True)
+    with unchanged():
+        assert factories.carry(order, contracts.CLOSE_ORDER)["state"] == state
+
+
+@pytest.mark.parametrize("state", [State.COMPENSATING, *UNDONE])
+def test_close_settles_the_messages(state: State) -> None:
+    """X1, X6: what waits in the outbox for a workflow that has ended, or found nobody, needs
+    nobody's attention any more; what was delivered stays so, and other orders' messages wait."""
+    other = factories.order("other", State.PENDING)
+    services.decide_order(other, verdict=Verdict.APPROVED, **WHO)
+    order = factories.order(state=state, large=True)
+    Message.objects.get_or_create(
+        key="order-cancel:ord-1",
+        defaults={
+            "kind": "cancel_workflow",
+            "payload": {},
+            "outcome": Outcome.UNDELIVERABLE,
+            **dict.fromkeys(("created_at", "due_at", "settled_at"), factories.NOW),
+        },
+    )
+    Message.objects.filter(key="order-cancel:ord-1").update(outcome=None, settled_at=None)
+    Message.objects.filter(key="order-decision:ord-1").update(
+        outcome=Outcome.UNDELIVERABLE, settled_at=factories.NOW
+    )
+    factories.carry(order, contracts.CLOSE_ORDER)
+    messages = {one.key: one for one in Message.objects.all()}
+    for key in ("order-decision:ord-1", "order-cancel:ord-1"):
+        assert messages[key].outcome == Outcome.ALREADY_COMPLETED
+        assert messages[key].last_error == "Its workflow has ended."
+    assert messages["order-decision:ord-1"].settled_at == factories.NOW
+    assert messages["order-cancel:ord-1"].settled_at > factories.NOW
+    for key in ("order-start:ord-1", "order-start:other", "order-decision:other"):
+        assert messages[key].outcome is None
+
+
+# At once
+
+
+def ask(order: Order, step: str, **details: Any) -> dict[str, Any]:
+    """As a thread of its own asks, with a record of its own."""
+    return factories.carry(Order.objects.get(pk=order.pk), step, **details)
+
+
+def outcome(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except (approvals.WrongState, fulfilment.NotNow, integrations.Refused) as refusal:
+        return type(refusal)
+
+
+def cancel(order: Order) -> Any:
+    return services.cancel_order(Order.objects.get(pk=order.pk), **WHO)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_exactly_one_end() -> None:
+    """O5: of the completion, a failure and a cancellation at the same time exactly one comes
+    about: everybody is told the same, and the order is whole or undone."""
+    for race in range(9):
+        order = factories.order(f"ord-{race}")
+        factories.carry(order, *factories.STEPS)
+        calls = [
+            partial(ask, order, contracts.COMPLETE_ORDER),
+            partial(ask, order, contracts.BEGIN_COMPENSATION, **FAILURE),
+            partial(outcome, partial(cancel, order)),
+        ]
+        # Each begins first by turns.
+        turn = race % 3
+        calls = [calls[turn], *calls[:turn], *calls[turn + 1 :]]
+        at_once(calls)
+        standings = [
+            ask(order, step, **FAILURE)
+            for step in (contracts.COMPLETE_ORDER, contracts.BEGIN_COMPENSATION)
+        ]
+        assert standings[1].pop("begun") == list(factories.STEPS)
+        assert standings[0] == standings[1]
+        order.refresh_from_db()
+        events = trail(order.order_id)[1:]
+        charge = Charge.objects.get(key=order.idempotency_key(1))
+        if order.state == State.COMPLETED:
+            assert events == [("completed", "local", "workflow", "")]
+            for undo in factories.UNDOES:
+                with pytest.raises(fulfilment.NotNow):
+                    ask(order, undo)
+            assert charge.state == "charged"
+        else:
+            cancelled = order.ends_as == "cancelled"
+            assert events == [("cancelled", "local", "protocol", "")] * cancelled
+            assert Message.objects.filter(key=f"order-cancel:ord-{race}").exists() == cancelled
+            for undo in factories.UNDOES:
+                ask(order, undo)
+            assert ask(order, contracts.CLOSE_ORDER)["state"] == order.ends_as
+            charge.refresh_from_db()
+            assert charge.state == "refunded"
+        held = Reservation.objects.get(key=order.idempotency_key(1)).state
+        assert held == ("fulfilled" if order.state == State.COMPLETED else "released")
+    completed = Order.objects.filter(state=State.COMPLETED).count()
+    assert stock() == {"SKU-001": (25 - completed, 0), "SKU-003": (50 - 2 * completed, 0)}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_one_decision() -> None:
+    """O3, X1: of an approval, a rejection, a signal and the end of the window at the same time
+    one decides."""
+    for race in range(6):
+        order = factories.order(f"ord-{race}", State.PENDING)
+
+        def decide(order: Order, verdict: Verdict) -> Any:
+            fresh = Order.objects.get(pk=order.pk)
+            return services.decide_order(fresh, verdict=verdict, reason="r", **WHO)
+
+        calls = [
+            *(partial(outcome, partial(decide, order, one)) for one in list(Verdict)[:2]),
+            *(
+                partial(ask, order, contracts.SETTLE_APPROVAL, verdict=verdict, reason="r")
+                for verdict in ("APPROVED", "REJECTED", "EXPIRED")
+            ),
+        ]
+        answers = at_once(calls)
+        order.refresh_from_db()
+        verdict = order.decision.verdict
+        assert {one["verdict"] for one in answers[2:]} == {verdict}
+        assert order.state == (State.RUNNING if verdict == "APPROVED" else State.CANCELLED)
+        assert [row[0] for row in trail(order.order_id)] == ["submitted", verdict.lower()]
+        told = Message.objects.filter(key=f"order-decision:ord-{race}").count()
+        assert told == (order.decision.route == Route.PROTOCOL)
+        assert sum(isinstance(one, Message) for one in answers[:2]) == told
+
+
+@pytest.mark.django_db(transaction=True)
+def test_step_beside_its_undo() -> None:
+    """O5: a step that is still on its way while the order is cancelled and undone leaves nothing
+    behind, whichever comes first."""
+
+    def undo(order: Order) -> None:
+        cancel(order)
+        for step in (*factories.UNDOES, contracts.CLOSE_ORDER):
+            ask(order, step)
+
+    for race in range(6):
+        order = factories.order(f"ord-{race}")
+        at_once(
+            [
+                partial(undo, order),
+                *(partial(outcome, partial(ask, order, step)) for step in factories.STEPS[1:]),
+            ]
+        )
+        order.refresh_from_db()
+        assert order.state == State.CANCELLED
+    assert stock() == UNTOUCHED
+    assert {one.state for one in Reservation.objects.all()} == {"released"}
+    assert {one.state for one in Charge.objects.all()} == {"refunded"}
+    assert {one.state for one in WarehouseRecord.objects.all()} == {"reverted"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_repeats_at_once() -> None:
+    """O5: a step that is asked for several times at the same time is done, and noted, once."""
+    order = factories.order()
+    for step in factories.STEPS:
+        answers = at_once([partial(ask, order, step)] * 4)
+        assert all(one == answers[0] for one in answers)
+    assert OrderStep.objects.count() == len(factories.STEPS)
+    assert (Charge.objects.count(), Shipment.objects.count()) == (1, 1)
+    at_once([partial(ask, order, contracts.COMPLETE_ORDER)] * 4)
+    assert [row[0] for row in trail()] == ["submitted", "completed"]
+    assert stock() == {"SKU-001": (24, 0), "SKU-003": (48, 0)}

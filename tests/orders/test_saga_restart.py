@@ -1,0 +1,201 @@
+"""Orders whose run ends before they do, and is started again; and runs that are started twice."""
+
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.utils import timezone
+
+from access import actors
+from orders import fulfilment, services
+from orders.models import Order
+from outbox import handlers
+from outbox.client import Temporal, Unreachable
+from outbox.models import Message, Outcome
+from tests.orders.conftest import Shop, reached
+from tests.orders.integrations import FAULTS, Call, Hang, When
+from worker import contracts
+
+STEPS: tuple[Call, ...] = ("reserve", "charge", "update", "fulfil")
+UNDOS: tuple[Call, ...] = ("revert", "refund", "release")
+
+
+async def start_again(shop: Shop, workflow_id: str) -> None:
+    order = await Order.objects.aget(workflow_id=workflow_id)
+    assert await sync_to_async(services.start_again)(order)
+    await shop.started(workflow_id)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_terminated_in_a_step(when: When, shop: Shop) -> None:
+    """O5, X2: a new run goes on with the order, and does nothing twice, though what the terminated
+    one asked for comes to pass meanwhile; what it reserved is not missed."""
+    orders: dict[str, Hang] = {}
+    for call in STEPS:
+        all_there_is = ("SKU-001", 25) if call == "charge" else ("PROD-102", 1)
+        workflow_id = await shop.order(*all_there_is)
+        orders[workflow_id] = await shop.hanging(call, workflow_id, when)
+    async with shop.worked():
+        for workflow_id, hang in orders.items():
+            await reached(hang)
+            await shop.workflow(workflow_id).terminate("tested")
+            await start_again(shop, workflow_id)
+        for workflow_id, hang in orders.items():
+            assert (await shop.ended(workflow_id))["status"] == "completed"
+            hang.released.set()
+        await shop.answered_all()
+        await shop.at_rest()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_terminated_in_an_undo(when: When, shop: Shop) -> None:
+    """O5: a new run undoes all that the terminated one began."""
+    orders: dict[str, Hang] = {}
+    for call in UNDOS:
+        workflow_id = await shop.order(fail_at="warehouse")
+        orders[workflow_id] = await shop.hanging(call, workflow_id, when)
+    async with shop.worked():
+        for workflow_id, hang in orders.items():
+            await reached(hang)
+            await shop.workflow(workflow_id).terminate("tested")
+            await start_again(shop, workflow_id)
+        for workflow_id, hang in orders.items():
+            status = await shop.ended(workflow_id)
+            assert status["status"] == "failed"
+            assert status["failure_reason"] == "injected failure at warehouse"
+            hang.released.set()
+        await shop.answered_all()
+        await shop.at_rest()
+
+
+async def test_terminated_and_then_cancelled(shop: Shop) -> None:
+    """O5: a new run that is cancelled at once undoes what the terminated one began, late as it may
+    come to pass."""
+    orders: dict[str, Hang] = {}
+    for call in STEPS[:-1]:
+        workflow_id = await shop.order()
+        orders[workflow_id] = await shop.hanging(call, workflow_id, "before")
+    async with shop.worked():
+        for hang in orders.values():
+            await reached(hang)
+    async with shop.relayed():
+        for workflow_id in orders:
+            await shop.workflow(workflow_id).terminate("tested")
+            await start_again(shop, workflow_id)
+            await shop.workflow(workflow_id).cancel()
+        async with shop.worked(relay=False):
+            for workflow_id, hang in orders.items():
+                assert (await shop.ended(workflow_id))["status"] == "cancelled"
+                hang.released.set()
+            await shop.answered_all()
+            await shop.at_rest()
+
+
+async def test_terminated_when_it_was_completed(shop: Shop) -> None:
+    """O2, O5: a new run finishes what is left of a completed order, and has the same result."""
+    orders: dict[str, Hang] = {}
+    for product_id in ("SKU-1000", "SKU-1001"):
+        workflow_id = await shop.order(product_id, customer_email="alice@example.com")
+        orders[workflow_id] = await shop.hanging("send", workflow_id, "before")
+    assert await shop.post(workflow_id, "approve") == 200
+    async with shop.worked():
+        for workflow_id, hang in orders.items():
+            await reached(hang)
+            await shop.workflow(workflow_id).terminate("tested")
+            await start_again(shop, workflow_id)
+            status = await shop.ended(workflow_id)
+            result = await shop.workflow(workflow_id).result()
+            assert status["status"] == "completed"
+            assert {**result.payment, **result.inventory, **result.delivery}.items() >= {
+                "charge_id": status["results"]["process_payment"]["charge_id"],
+                **status["results"]["reserve_inventory"],
+                **status["results"]["update_warehouse"],
+            }.items()
+            hang.released.set()
+        await shop.answered_all()
+        await shop.at_rest()
+
+
+class SlowToDescribe(Temporal):
+    """Its question comes after the run has failed of which the start heard."""
+
+    async def _describe(self, workflow_id: str, run_id: str | None = None) -> Any:
+        client = await self.client()
+        await client.get_workflow_handle(workflow_id).terminate("tested")
+        return await super()._describe(workflow_id, run_id)
+
+
+async def test_a_start_that_meets_the_end_of_the_run_before(shop: Shop) -> None:
+    """X1: the start of an attempt is tried again when the run before it fails just then."""
+    workflow_id = await shop.order()
+    order = await Order.objects.aget()
+    async with shop.relayed():
+        await shop.started(workflow_id)
+    message = await Message.objects.aget(key=services.start_key(order.order_id))
+    second = {**message.payload, "memo": {"order": str(order.pk), "attempt": 2}}
+    with pytest.raises(Unreachable):
+        await handlers.start_workflow(SlowToDescribe(), second)
+    assert await handlers.start_workflow(Temporal(), second) is Outcome.DELIVERED
+
+
+async def test_a_start_that_comes_late(shop: Shop) -> None:
+    """X2: the start of a failed attempt, delivered once more, does nothing to the attempt that
+    follows: neither before that one is started, nor while it runs, nor afterwards."""
+    temporal = Temporal()
+    async with shop.worked(relay=False):
+        workflow_id = await shop.order(fail_at="payment")
+        order = await Order.objects.aget(workflow_id=workflow_id)
+        message = await Message.objects.aget(key=services.start_key(order.order_id))
+        start_first_attempt = partial(handlers.start_workflow, temporal, message.payload)
+        async with shop.relayed():
+            assert (await shop.ended(workflow_id))["status"] == "failed"
+        assert await shop.post(workflow_id, "retry") == 202
+        assert await start_first_attempt() is Outcome.DELIVERED
+        hang = FAULTS.hang("charge", order.idempotency_key(2), "after")
+        async with shop.relayed():
+            await reached(hang)
+            with pytest.raises(Unreachable, match="has not ended"):
+                await start_first_attempt()
+            hang.released.set()
+            status = await shop.ended(workflow_id)
+            assert (status["status"], status["attempt"]) == ("completed", 2)
+            assert await start_first_attempt() is Outcome.CONFLICT
+            await shop.at_rest()
+    calls = FAULTS.calls_of(order.idempotency_key(1))
+    assert calls == ["reserve", "charge", "refund", "release"]
+
+
+async def test_told_before_the_next_attempt_is_started(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O3, O5, X1, X6: a decision on a retried order, and its cancellation, wait for the start of
+    their attempt; that the failed one has ended is nothing to look after."""
+    async with shop.worked(relay=False):
+        cancelled = await shop.order(fail_at="inventory-check")
+        approved = await shop.order("SKU-1001")
+        async with shop.relayed():
+            await shop.waiting(approved)
+            await sync_to_async(fulfilment.carry_out)(
+                await Order.objects.aget(workflow_id=approved),
+                contracts.BEGIN_COMPENSATION,
+                attempt=1,
+                details={"reason": "tested"},
+                actor=actors.LOCAL,
+                now=timezone.now(),
+            )
+            await shop.workflow(approved).signal("approve_order")
+            for workflow_id in (cancelled, approved):
+                assert (await shop.ended(workflow_id))["status"] == "failed"
+            await shop.at_rest()
+        for workflow_id, verb in ((cancelled, "cancel"), (approved, "approve")):
+            assert await shop.post(workflow_id, "retry") == 202
+            assert await shop.post(workflow_id, verb) in (200, 202)
+        # The relay had no luck with the start.
+        start = Message.objects.filter(kind=handlers.START_WORKFLOW, settled_at=None)
+        await start.aupdate(due_at=timezone.now() + timedelta(seconds=1))
+        async with shop.relayed():
+            assert (await shop.ended(cancelled))["status"] == "cancelled"
+            assert (await shop.ended(approved))["status"] == "completed"
+            await shop.at_rest()

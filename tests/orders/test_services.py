@@ -1,0 +1,607 @@
+"""What people do with orders: submit, decide, cancel, retry, and keep the stock."""
+
+import re
+import uuid
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import pytest
+from django.db import IntegrityError, transaction
+
+from access import actors, groups
+from approvals import services as approvals
+from approvals.models import AuditEntry, Decision, Route, Verdict
+from orders import fulfilment, services
+from orders.integrations import Item
+from orders.models import Order, State, StockItem
+from outbox.models import Message, Outcome
+from tests import factories
+from tests.conftest import Unchanged, at_once
+from worker import contracts
+
+pytestmark = pytest.mark.django_db
+
+WHO: Any = {"actor": actors.LOCAL, "route": Route.PROTOCOL, "now": factories.NOW}
+DETAILS = services.Details(
+    customer_id="cust-42",
+    payment_method="tok_visa",
+    customer_name="Alice Smith",
+    customer_email="alice@example.org",
+    shipping_address="123 Main St",
+)
+
+
+def acting(*group_names: str, **fields: Any) -> actors.Actor:
+    return actors.Actor.of(factories.user(*group_names, **fields))
+
+
+def submit(*items: Item, order_id: str = "ord-1", **changes: Any) -> Order:
+    factories.stock()
+    arguments = {"workflow_id": f"order-{order_id}", "details": DETAILS, **WHO, **changes}
+    return services.submit_order(order_id, items=items, **arguments)
+
+
+def product(product_id: str, price: str, currency: str = "USD") -> Item:
+    """A piece of a product of its own."""
+    StockItem.objects.create(
+        product_id=product_id, name=product_id, unit_price=Decimal(price), currency=currency
+    )
+    return Item(product_id, 1)
+
+
+def trail(order_id: str = "ord-1") -> list[tuple[str, str, str, str]]:
+    """What happened after the submission, who and by which route, and why."""
+    entries = AuditEntry.objects.filter(subject="order", subject_id=order_id).order_by("pk")
+    return list(entries.values_list("event", "actor", "route", "reason"))[1:]
+
+
+def messages() -> list[tuple[str, str]]:
+    return list(Message.objects.order_by("pk").values_list("key", "kind"))
+
+
+# Submission
+
+
+def test_submit() -> None:
+    """O1, O8, X1, X5: the order at the prices of now, its lines, its audit row, and the start of
+    its workflow with what tells its runs apart, at once."""
+    actor = acting(groups.EMPLOYEE)
+    order = submit(Item("SKU-003", 2), Item("SKU-001", 3), actor=actor, route=Route.REST)
+    StockItem.objects.update(unit_price=1)
+    order.refresh_from_db()
+    assert (order.state, order.attempt, order.needs_approval) == ("running", 1, False)
+    assert (order.total, order.currency) == (Decimal("93.40"), "USD")
+    assert (order.submitter, order.created_at) == (actor.user, factories.NOW)
+    assert {name: getattr(order, name) for name in vars(DETAILS)} == vars(DETAILS)
+    assert list(order.lines.values_list("product_id", "name", "quantity", "unit_price")) == [
+        ("SKU-003", "Notebook", 2, Decimal("9.95")),
+        ("SKU-001", "Desk lamp", 3, Decimal("24.50")),
+    ]
+    entry = AuditEntry.objects.get()
+    assert (entry.event, entry.subject, entry.subject_id) == ("submitted", "order", "ord-1")
+    assert (entry.by, entry.route, entry.at) == (actor.user, "rest", factories.NOW)
+    message = Message.objects.get()
+    assert (message.key, message.kind) == ("order-start:ord-1", "start_workflow")
+    assert message.payload == {
+        "workflow": "OrderWorkflow",
+        "argument": {
+            "order": str(order.pk),
+            "order_id": "ord-1",
+            "attempt": 1,
+            "needs_approval": False,
+            "approval_seconds": 300,
+            "fail_at": "",
+        },
+        "workflow_id": "order-ord-1",
+        "queue": "orders",
+        "memo": {"order": str(order.pk), "attempt": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("items", "total", "needs_approval"),
+    [
+        ([Item("SKU-1000", 1)], "1000.00", False),
+        ([Item("SKU-1001", 1)], "1000.01", True),
+        ([Item("PROD-101", 2), Item("PROD-102", 3)], "89.95", False),
+        ([Item("SKU-003", 50), Item("SKU-001", 20), Item("SKU-003", 1)], "997.45", False),
+        ([Item("PROD-202", 2), Item("PROD-201", 1)], "1899.97", True),
+    ],
+    ids=str,
+)
+def test_threshold(items: list[Item], total: str, needs_approval: bool) -> None:
+    """O1: exactly 1000.00 needs nobody; a cent above does. Sums are exact."""
+    order = submit(*items)
+    order.refresh_from_db()
+    assert (order.total, order.needs_approval) == (Decimal(total), needs_approval)
+    assert order.state == ("pending" if needs_approval else "running")
+    argument = Message.objects.get().payload["argument"]
+    assert argument["needs_approval"] is needs_approval
+
+
+def test_settings(settings: Any) -> None:
+    """O1: the threshold and the window are settings, those of the submission; a retry keeps
+    them."""
+    settings.ORDERS_APPROVAL_THRESHOLD, settings.ORDERS_APPROVAL_SECONDS = Decimal("9.94"), 7
+    order = submit(Item("SKU-003", 1))
+    assert (order.state, order.approval_seconds) == (State.PENDING, 7)
+    assert Message.objects.get().payload["argument"]["approval_seconds"] == 7
+
+
+def test_lines_of_one_product() -> None:
+    """O1: they are one line."""
+    order = submit(Item("SKU-003", 2), Item("SKU-001", 1), Item("SKU-003", 3))
+    lines = list(order.lines.values_list("product_id", "quantity"))
+    assert (lines, order.total) == ([("SKU-003", 5), ("SKU-001", 1)], Decimal("74.25"))
+
+
+@pytest.mark.parametrize(
+    ("items", "why"),
+    [
+        ([], "An order needs at least one line."),
+        ([Item("nope", 1), Item("SKU-001", 1), Item("a", 1)], "There is no product a, nope."),
+        ([Item("SKU-EUR", 1), Item("SKU-001", 1)], "The products have prices in several"),
+        ([Item("free", 3)], "The total is 0.00; it must be positive"),
+        ([Item("dear", 100)], "The total is 999999999999.00; it must be"),
+    ],
+    ids=str,
+)
+def test_not_orderable(unchanged: Unchanged, items: list[Item], why: str) -> None:
+    """O1: unknown products, prices in several currencies, and totals that are none."""
+    factories.stock()
+    product("SKU-EUR", "1.00", "EUR")
+    product("free", "0.00")
+    product("dear", "9999999999.99")
+    if items and items[0].product_id == "dear":
+        items, why = [Item("dear", 101)], "The total is 1009999999998.99; it must be positive"
+    with unchanged(), pytest.raises(services.NotOrderable, match=f"^{re.escape(why)}"):
+        submit(*items)
+
+
+def test_largest_total() -> None:
+    """O1: as much as the records hold, to the cent."""
+    product("dear", "9999999999.99")
+    order = submit(Item("dear", 100))
+    order.refresh_from_db()
+    assert order.total == Decimal("999999999999.00")
+    assert order.money() == "$999999999999.00"
+
+
+@pytest.mark.parametrize("field", ["order_id", "workflow_id"])
+def test_id_in_use(unchanged: Unchanged, field: str) -> None:
+    """O7, O8: an id serves once, that of an order that has ended too."""
+    factories.order(state=State.FAILED, workflow_id="wf")
+    changes = {"order_id": "ord-1"} if field == "order_id" else {"workflow_id": "wf"}
+    with unchanged(), pytest.raises(services.AlreadyExists) as error:
+        submit(Item("SKU-001", 1), **{"order_id": "ord-2", "workflow_id": "other", **changes})
+    assert error.value.field == field
+    assert (
+        str(error.value)
+        == {
+            "order_id": "There is an order ord-1 already. Choose another ID.",
+            "workflow_id": "The workflow id wf is in use. Choose another, or leave it out.",
+        }[field]
+    )
+
+
+@pytest.mark.parametrize(
+    "workflow_id",
+    [contracts.expense_workflow_id("exp-1"), contracts.job_workflow_id(uuid.UUID(int=1))],
+)
+def test_workflow_id_of_another_kind(unchanged: Unchanged, workflow_id: str) -> None:
+    """X7: no order takes the workflow id of an expense or job that is yet to come; its start would
+    find the order's workflow, and nobody would carry it."""
+    why = f"^The workflow id {workflow_id} is kept for another kind"
+    with unchanged(), pytest.raises(services.AlreadyExists, match=why) as error:
+        services.submit_order(
+            "ord-1", workflow_id=workflow_id, items=factories.SMALL, details=DETAILS, **WHO
+        )
+    assert error.value.field == "workflow_id"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_racing_submissions() -> None:
+    """O7: of several orders with one id, or one workflow id, at the same time one is made."""
+    factories.stock()
+
+    def ask(number: int) -> str:
+        try:
+            return submit(Item("SKU-001", 1), **ids(number)).order_id
+        except services.AlreadyExists as error:
+            return error.field
+
+    for field in ("order_id", "workflow_id"):
+        same = {"order_id": "o", "workflow_id": "w"}[field]
+
+        def ids(number: int, field: str = field, same: str = same) -> dict[str, str]:
+            other = f"{field}-{number}"
+            return {"order_id": other, "workflow_id": other, field: same}
+
+        answers = at_once([partial(ask, number) for number in range(5)])
+        assert answers.count(field) == 4
+    assert (Order.objects.count(), Message.objects.count()) == (2, 2)
+
+
+def test_new_order_ids() -> None:
+    """O8: `ord_` and 12 hexadecimal digits, each time others."""
+    made = {services.new_order_id() for _ in range(100)}
+    assert len(made) == 100
+    assert all(re.fullmatch("ord_[0-9a-f]{12}", one) for one in made)
+
+
+# The decision
+
+
+@pytest.mark.parametrize(
+    ("verdict", "state", "signal"),
+    [
+        (Verdict.APPROVED, State.RUNNING, "approve_order"),
+        (Verdict.REJECTED, State.CANCELLED, "reject_order"),
+    ],
+)
+@pytest.mark.parametrize("started", [True, False])
+def test_decide(verdict: Verdict, state: State, signal: str, started: bool) -> None:
+    """O3, O4, O10, X1, X5: the state, the decision, its audit row and the signal, at once; a
+    rejected order is cancelled for the reason of the rejection, and has cost nothing."""
+    actor = acting(groups.APPROVER)
+    order = factories.order(state=State.PENDING)
+    if started:
+        Message.objects.update(outcome=Outcome.DELIVERED, settled_at=factories.NOW)
+    message = services.decide_order(
+        order, verdict=verdict, reason="as read", **{**WHO, "actor": actor, "route": Route.REST}
+    )
+    order.refresh_from_db()
+    cancelled = state == State.CANCELLED
+    assert (order.state, order.ended_at) == (state, factories.NOW if cancelled else None)
+    assert order.failure_reason == ("as read" if cancelled else "")
+    decision = Decision.objects.get()
+    assert order.decision == decision
+    assert (decision.verdict, decision.by, decision.actor) == (verdict, actor.user, actor.name)
+    assert (decision.route, decision.reason) == ("rest", "as read")
+    assert trail() == [(verdict.lower(), actor.name, "rest", "as read")]
+    assert message is not None
+    assert messages()[1:] == [("order-decision:ord-1", "signal_workflow")]
+    assert message.payload == {
+        "workflow_id": "order-ord-1",
+        "memo": {"order": str(order.pk), "attempt": 1},
+        "started": started,
+        "signal": signal,
+        "argument": "as read",
+    }
+
+
+def test_approval_needs_no_reason() -> None:
+    order = factories.order(state=State.PENDING)
+    services.decide_order(order, verdict=Verdict.APPROVED, **WHO)
+    assert trail() == [("approved", "local", "protocol", "")]
+
+
+def test_who_may_decide(unchanged: Unchanged) -> None:
+    """X3, O10: the rule of approvals: nobody without the permission, nobody on their own order,
+    superusers included; no rejection without a reason; refusals are audited, but the last."""
+    owner = factories.user(groups.EMPLOYEE, groups.APPROVER, is_superuser=True)
+    order = factories.order(state=State.PENDING, submitter=owner)
+    for verdict in (Verdict.APPROVED, Verdict.REJECTED):
+        for actor, refusal in (
+            (actors.Actor.of(owner), approvals.SelfApproval),
+            *((acting(*name), approvals.NotPermitted) for name in ROLES_THAT_DO_NOT_DECIDE),
+        ):
+            with unchanged(refusals=1), pytest.raises(refusal):
+                services.decide_order(order, verdict=verdict, reason="r", **{**WHO, "actor": actor})
+            row = AuditEntry.objects.latest("pk")
+            assert (row.subject, row.subject_id, row.by) == ("order", "ord-1", actor.user)
+    for actor in (actors.LOCAL, acting(groups.APPROVER), acting(is_superuser=True)):
+        with unchanged(), pytest.raises(approvals.ReasonMissing):
+            services.decide_order(order, verdict=Verdict.REJECTED, **{**WHO, "actor": actor})
+    with unchanged(refusals=1), pytest.raises(approvals.NotPermitted):
+        services.decide_order(order, verdict=Verdict.EXPIRED, **WHO)
+
+
+ROLES_THAT_DO_NOT_DECIDE = [(), *((name,) for name in groups.NAMES if name != groups.APPROVER)]
+
+
+@pytest.mark.parametrize("state", [state for state in State if state != State.PENDING])
+@pytest.mark.parametrize("large", [True, False])
+def test_decided_already_or_never(unchanged: Unchanged, state: State, large: bool) -> None:
+    """O3: what was decided stays so, and what needs no decision is not decided."""
+    order = factories.order(state=state, large=large)
+    for verdict in (Verdict.APPROVED, Verdict.REJECTED):
+        with unchanged(), pytest.raises(approvals.WrongState) as error:
+            services.decide_order(order, verdict=verdict, reason="late", **WHO)
+        if large:
+            assert isinstance(error.value, approvals.AlreadyDecided)
+            assert str(error.value) == "ord-1 was already approved by local."
+        else:
+            assert not isinstance(error.value, approvals.AlreadyDecided)
+            label = order.get_state_display()
+            assert str(error.value) == f"ord-1 waits for no decision: it is {label}."
+
+
+def test_stale_record(unchanged: Unchanged) -> None:
+    """Design rule 1: what the caller read before does not count; the row does."""
+    stale = factories.order(state=State.PENDING)
+    services.decide_order(Order.objects.get(), verdict=Verdict.REJECTED, reason="r", **WHO)
+    assert stale.state == "pending"
+    with unchanged():
+        with pytest.raises(approvals.AlreadyDecided):
+            services.decide_order(stale, verdict=Verdict.APPROVED, **WHO)
+        services.cancel_order(stale, **WHO)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "broken", ["approvals.services.record_decision", "outbox.services.enqueue"]
+)
+def test_decision_is_one_transaction(
+    unchanged: Unchanged, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """X1, design rule 1: where a part of a decision fails, none of it happened; and it is durable
+    when its service returns, so no transaction is around it."""
+    order = factories.order(state=State.PENDING)
+    with unchanged(), transaction.atomic(), pytest.raises(RuntimeError, match="durable"):
+        services.decide_order(order, verdict=Verdict.APPROVED, **WHO)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise IntegrityError
+
+    monkeypatch.setattr(broken, fail)
+    with unchanged(), pytest.raises(IntegrityError):
+        services.decide_order(order, verdict=Verdict.APPROVED, **WHO)
+
+
+# Cancellation
+
+
+@pytest.mark.parametrize("reason", ["", "found it cheaper"])
+@pytest.mark.parametrize(
+    ("state", "steps"), [(State.PENDING, 0), (State.RUNNING, 0), (State.RUNNING, 1)]
+)
+def test_cancel(unchanged: Unchanged, state: State, steps: int, reason: str) -> None:
+    """X5: an order of which nothing was begun is cancelled at once, another is undone first; its
+    workflow is told. Again changes nothing."""
+    person = factories.user(groups.EMPLOYEE)
+    order = factories.order(state=state, submitter=person)
+    factories.carry(order, *factories.STEPS[:steps])
+    who = {**WHO, "actor": actors.Actor.of(person), "route": Route.REST}
+    services.cancel_order(order, reason=reason, **who)
+    order.refresh_from_db()
+    at_once = steps == 0
+    assert order.state == (State.CANCELLED if at_once else State.COMPENSATING)
+    assert (order.ends_as, order.decision) == ("cancelled", None)
+    assert order.ended_at == (factories.NOW if at_once else None)
+    said = f"cancelled by {person.username}"
+    assert order.failure_reason == (f"{said}: {reason}" if reason else said)
+    assert trail() == [("cancelled", person.username, "rest", reason)]
+    assert messages()[1:] == [("order-cancel:ord-1", "cancel_workflow")]
+    assert Message.objects.get(kind="cancel_workflow").payload == {
+        "workflow_id": "order-ord-1",
+        "memo": {"order": str(order.pk), "attempt": 1},
+        "started": False,
+    }
+    with unchanged():
+        services.cancel_order(order, reason="again", **who)
+
+
+def test_step_after_the_cancellation(unchanged: Unchanged) -> None:
+    """O5: an order that was cancelled before its first step does none."""
+    order = factories.order()
+    services.cancel_order(order, **WHO)
+    with unchanged(), pytest.raises(fulfilment.NotNow):
+        factories.carry(order, contracts.CHECK_INVENTORY)
+
+
+@pytest.mark.parametrize("state", [State.COMPLETED, State.FAILED, State.COMPENSATING])
+def test_not_cancelled(unchanged: Unchanged, state: State) -> None:
+    """O5: what has ended, or fails by itself, is not cancelled."""
+    order = factories.order(state=state)
+    why = f"^ord-1 cannot be cancelled: it is {order.get_state_display()}"
+    with unchanged(), pytest.raises(approvals.WrongState, match=why):
+        services.cancel_order(order, **WHO)
+
+
+@pytest.mark.parametrize("state", State)
+def test_who_may_cancel(unchanged: Unchanged, state: State) -> None:
+    """X3: neither another employee nor an approver, in any state; that is audited."""
+    order = factories.order(state=state, submitter=factories.user(groups.EMPLOYEE))
+    for name in [name for name in groups.NAMES if name != groups.OPERATOR]:
+        with unchanged(refusals=1), pytest.raises(approvals.NotPermitted):
+            services.cancel_order(order, **{**WHO, "actor": acting(name)})
+        assert AuditEntry.objects.latest("pk").reason.startswith("cancel: ")
+    if state == State.RUNNING:
+        services.cancel_order(order, **{**WHO, "actor": acting(groups.OPERATOR)})
+        assert Order.objects.get().state == State.CANCELLED
+
+
+# Retry
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_retry(large: bool) -> None:
+    """O5, O6, X5: the next attempt begins at the beginning, without an injected failure; the
+    decision that was taken stands. Its start replaces that of the attempt before."""
+    order = factories.order(state=State.FAILED, large=large)
+    Order.objects.update(fail_at="payment")
+    Message.objects.update(outcome=Outcome.DELIVERED, settled_at=factories.NOW)
+    decision = order.decision
+    services.retry_order(order, reason="once more", **WHO)
+    order.refresh_from_db()
+    assert (order.state, order.attempt, order.fail_at) == ("running", 2, "")
+    assert order.steps_begun == 0
+    assert (order.decision, order.ends_as, order.failure_reason) == (decision, "", "")
+    assert (order.ended_at, order.expires_at) == (None, None)
+    assert trail()[-1] == ("retried", "local", "protocol", "once more")
+    start = Message.objects.get(key="order-start:ord-1")
+    assert (start.outcome, start.settled_at) == (None, None)
+    assert start.payload["argument"]["attempt"] == start.payload["memo"]["attempt"] == 2
+    assert len(messages()) == (2 if large else 1)
+
+
+def test_retry_before_a_decision() -> None:
+    """O1, O3: an order that failed before anybody decided waits for the decision again."""
+    order = factories.order(state=State.PENDING)
+    factories.carry(order, contracts.AWAIT_APPROVAL, until=factories.NOW)
+    factories.carry(order, contracts.BEGIN_COMPENSATION, reason="bad window")
+    services.retry_order(order, **WHO)
+    order.refresh_from_db()
+    assert (order.state, order.attempt, order.expires_at) == (State.PENDING, 2, None)
+    services.decide_order(order, verdict=Verdict.APPROVED, **WHO)
+    assert Order.objects.get().state == State.RUNNING
+
+
+def test_decision_on_an_earlier_attempt(unchanged: Unchanged) -> None:
+    """O3: who decides on an attempt that failed since is asked to look at the next one."""
+    stale = factories.order(state=State.PENDING)
+    order = Order.objects.get()
+    factories.carry(order, contracts.BEGIN_COMPENSATION, reason="bad window")
+    services.retry_order(order, **WHO)
+    why = r"^ord-1 was retried meanwhile; decide once more\.$"
+    with unchanged(), pytest.raises(approvals.WrongState, match=why):
+        services.decide_order(stale, verdict=Verdict.APPROVED, **WHO)
+
+
+def test_retry_of_a_stale_record() -> None:
+    """O3, design rule 1: whether a decision is due is read from the row, not from what the caller
+    had read before it was taken."""
+    stale = factories.order(state=State.PENDING)
+    order = Order.objects.get()
+    services.decide_order(order, verdict=Verdict.APPROVED, **WHO)
+    factories.carry(order, contracts.BEGIN_COMPENSATION, contracts.CLOSE_ORDER, reason="broken")
+    services.retry_order(stale, **WHO)
+    order.refresh_from_db()
+    assert (order.state, order.attempt) == (State.RUNNING, 2)
+
+
+def test_retry_while_the_start_is_under_way() -> None:
+    """X1: the attempt failed before anybody noted that its start was delivered. That message
+    carries the start of the next attempt then, and whoever holds it reports for nobody."""
+    order = factories.order(state=State.FAILED)
+    held = Message.objects.get()
+    services.retry_order(order, **WHO)
+    message = Message.objects.get()
+    assert message.payload["argument"]["attempt"] == 2
+    assert (message.outcome, message.settled_at) == (None, None)
+    assert message.due_at != held.due_at
+
+
+@pytest.mark.parametrize("state", [state for state in State if state != State.FAILED])
+def test_not_retried(unchanged: Unchanged, state: State) -> None:
+    """O5: only a failed order is retried."""
+    order = factories.order(state=state)
+    why = f"^Only a failed order is retried; ord-1 is {order.get_state_display()}"
+    with unchanged(), pytest.raises(approvals.WrongState, match=why):
+        services.retry_order(order, **WHO)
+
+
+def test_retry_of_an_earlier_failure(unchanged: Unchanged) -> None:
+    """O5: who saw the first attempt fail does not retry the second, which failed since."""
+    order = factories.order(state=State.FAILED)
+    stale = Order.objects.get()
+    services.retry_order(order, **WHO)
+    ending = (contracts.BEGIN_COMPENSATION, contracts.CLOSE_ORDER)
+    factories.carry(order, *ending, attempt=2, reason="again")
+    with unchanged(), pytest.raises(approvals.WrongState):
+        services.retry_order(stale, **WHO)
+
+
+def test_who_may_retry(unchanged: Unchanged) -> None:
+    """X3: operators alone; not the submitter; that is audited."""
+    person = factories.user(groups.EMPLOYEE)
+    order = factories.order(state=State.FAILED, submitter=person)
+    others = [acting(name) for name in groups.NAMES if name != groups.OPERATOR]
+    for actor in (*others, actors.Actor.of(person)):
+        with unchanged(refusals=1), pytest.raises(approvals.NotPermitted):
+            services.retry_order(order, **{**WHO, "actor": actor})
+        assert AuditEntry.objects.latest("pk").reason.startswith("retry: ")
+    services.retry_order(order, **{**WHO, "actor": acting(groups.OPERATOR)})
+    assert Order.objects.get().attempt == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_racing_retries() -> None:
+    """O5: several who retry the same failure begin one attempt."""
+    order = factories.order(state=State.FAILED)
+
+    def retry() -> bool:
+        try:
+            services.retry_order(Order.objects.get(pk=order.pk), **WHO)
+        except approvals.WrongState:
+            return False
+        return True
+
+    assert at_once([retry] * 4).count(True) == 1
+    assert Order.objects.get().attempt == 2
+
+
+# The workflow, once more
+
+
+def test_start_again(unchanged: Unchanged) -> None:
+    """X1: the start of the current attempt is queued once more, once."""
+    order = factories.order(state=State.FAILED)
+    services.retry_order(order, **WHO)
+    order.refresh_from_db()
+    with unchanged():
+        assert services.start_again(order) is False
+    payload = Message.objects.get().payload
+    Message.objects.update(outcome=Outcome.DELIVERED, settled_at=factories.NOW)
+    assert services.start_again(order) is True
+    message = Message.objects.get()
+    assert (message.payload, message.settled_at) == (payload, None)
+
+
+# Stock
+
+
+def test_examples(unchanged: Unchanged) -> None:
+    """O8, issue 4: the samples' products, once; what was changed since stays."""
+    services.stock_examples()
+    shown = StockItem.objects.filter(product_id__startswith="SKU-00")
+    assert list(shown.values_list("product_id", "unit_price", "available", "reserved")) == [
+        ("SKU-001", Decimal("24.50"), 25, 0),
+        ("SKU-002", Decimal("699.00"), 10, 0),
+        ("SKU-003", Decimal("9.95"), 50, 0),
+    ]
+    StockItem.objects.filter(product_id="SKU-001").update(available=3, unit_price=5, name="Lamp")
+    with unchanged():
+        services.stock_examples()
+
+
+@pytest.mark.parametrize(("by", "available"), [(5, 30), (-25, 0), (0, 25)])
+def test_adjust_stock(by: int, available: int) -> None:
+    """X5: pieces are added or taken away, with a row in the audit trail."""
+    factories.stock()
+    actor, item = acting(groups.OPERATOR), StockItem.objects.get(product_id="SKU-001")
+    who = {**WHO, "actor": actor, "route": Route.ADMIN}
+    services.adjust_stock(item, by=by, **who)
+    item.refresh_from_db()
+    assert (item.available, item.reserved) == (available, 0)
+    row = AuditEntry.objects.get()
+    assert (row.event, row.subject, row.subject_id) == ("adjusted", "stock", "SKU-001")
+    assert (row.by, row.route, row.reason) == (actor.user, "admin", f"{by:+d} pieces")
+
+
+def test_adjust_more_than_there_is(unchanged: Unchanged) -> None:
+    """O5: what orders have reserved is not taken away."""
+    factories.carry(factories.order(), contracts.RESERVE_INVENTORY)
+    item = StockItem.objects.get(product_id="SKU-001")
+    with (
+        unchanged(),
+        pytest.raises(
+            approvals.WrongState, match=r"^Fewer than 25 pieces of SKU-001 are available\.$"
+        ),
+    ):
+        services.adjust_stock(item, by=-25, **WHO)
+
+
+# Who sees what
+
+
+@pytest.mark.parametrize("name", groups.NAMES)
+def test_visible_to(name: str) -> None:
+    """X3: everybody sees their own orders; all of them those whose work it is."""
+    person = factories.user(name)
+    own = factories.order("own", submitter=person)
+    other = factories.order("other")
+    all_of_them = {own, other} if name not in (groups.EMPLOYEE, groups.WORKER) else {own}
+    assert set(services.visible_to(person)) == all_of_them

@@ -1,0 +1,225 @@
+"""The activities of an order against a real HTTP server, and which of their errors Temporal
+retries."""
+
+import dataclasses
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+import worker.site
+from tests.servers import free_port
+from tests.worker import sites
+from tests.worker.test_activities import is_retried
+from worker import contracts
+from worker.orders.activities import STEPS, UNTIL_IT_SUCCEEDS, OrderActivities
+from worker.site import Site
+
+ORDER = "0b7fd3c4-6b0b-4d6c-9a0e-0d6f4e1b7a52"
+Run = Callable[..., Awaitable[dict[str, Any]]]
+
+REFUSALS = [400, 409, 422]
+OTHERS = [301, 302, 304, 401, 403, 404, 405, 408, 425, 429, 500, 502, 503, 504]
+
+every_step = pytest.mark.parametrize("name", STEPS)
+every_activity = pytest.mark.parametrize("name", [*STEPS, *UNTIL_IT_SUCCEEDS])
+
+
+def path(name: str) -> str:
+    return f"/orders/{ORDER}/steps/{name}"
+
+
+def runner(site: Site, *, fail_at: str = "") -> Run:
+    """Runs the activity of a name as Temporal would."""
+    environment = ActivityEnvironment()
+    environment.info = dataclasses.replace(environment.info, workflow_id="order-ü €")
+    activities = {
+        activity._Definition.must_from_callable(one).name: one
+        for one in OrderActivities(site, fail_at=fail_at).all()
+    }
+
+    async def run(name: str, *, fail_at: str = "", **details: Any) -> dict[str, Any]:
+        step = contracts.Step(ORDER, 2, fail_at, details)
+        answer: dict[str, Any] = await environment.run(activities[name], step)
+        return answer
+
+    return run
+
+
+@pytest.fixture
+def run(site: Site) -> Run:
+    return runner(site)
+
+
+async def failure_of(run: Run, name: str, **step: Any) -> Exception:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (each test states the type)
+        await run(name, **step)
+    return caught.value
+
+
+def problem(code: int, **fields: Any) -> sites.Answer:
+    """As the site's API reports it."""
+    body = json.dumps({"type": "about:blank", "status": code, **fields})
+    return sites.status(code, body, **{"Content-Type": "application/problem+json"})
+
+
+def test_an_activity_for_each_step():
+    """O2, O5: what the workflow asks for, under the site's own names."""
+    asked = {
+        value
+        for name, value in vars(contracts).items()
+        if name.endswith(("_APPROVAL", "_INVENTORY", "_PAYMENT", "_WAREHOUSE", "_ORDER"))
+        or name in ("SEND_CONFIRMATION", "BEGIN_COMPENSATION")
+    } - {contracts.APPROVE_ORDER, contracts.REJECT_ORDER}
+    assert {*STEPS, *UNTIL_IT_SUCCEEDS} == asked
+    # Whatever undoes, and what ends an order, is asked for until it succeeds.
+    undoes = {undo for _, undo in contracts.SAGA if undo}
+    ends = {contracts.COMPLETE_ORDER, contracts.BEGIN_COMPENSATION, contracts.CLOSE_ORDER}
+    assert {*UNTIL_IT_SUCCEEDS} == undoes | ends
+
+
+@every_activity
+async def test_request(name: str, run: Run, scripted: sites.ScriptedSite):
+    """O2, design rule 4: one POST with the attempt and the details, in the worker's name and with
+    the workflow's key; the site's answer is the activity's."""
+    answer = {**json.loads(sites.standing("running")), "message": "Done: 50% off ü"}
+    scripted.script(path(name), json.dumps(answer))
+    assert await run(name, reason="50% off ü", cancelled=False) == answer
+    [request] = scripted.requests
+    assert (request.method, request.path, request.query) == ("POST", path(name), {})
+    assert request.json == {"attempt": 2, "reason": "50% off ü", "cancelled": False}
+    assert request.headers["content-type"] == "application/json"
+    assert request.headers["authorization"] == "Bearer secret-token"
+    assert request.headers["idempotency-key"] == "order-%C3%BC%20%E2%82%AC"
+
+
+@every_step
+async def test_refused_step(name: str, run: Run, scripted: sites.ScriptedSite):
+    """O5: what the site refuses fails the order with its words, at the first attempt."""
+    scripted.script(path(name), problem(409, detail="Only 5 of SKU-001 are available."))
+    error = await failure_of(run, name)
+    assert isinstance(error, ApplicationError)
+    assert (error.message, error.type) == ("Only 5 of SKU-001 are available.", "SiteRefused")
+    assert not is_retried(error)
+    assert len(scripted.requests) == 1
+
+
+@pytest.mark.parametrize("body", ["", "<html>", "[]", "{}", '{"detail": ["a"]}', '{"detail": ""}'])
+async def test_refusal_without_words(body: str, run: Run, scripted: sites.ScriptedSite):
+    """O5: a refusal that says nothing is named by its status."""
+    scripted.script(path(contracts.PROCESS_PAYMENT), sites.status(409, body))
+    error = await failure_of(run, contracts.PROCESS_PAYMENT)
+    assert isinstance(error, ApplicationError)
+    assert error.message.startswith("Client error '409 Conflict' for url ")
+    assert not is_retried(error)
+
+
+async def test_long_refusal(run: Run, scripted: sites.ScriptedSite):
+    """A failure is kept in the history, cut at 1000 characters."""
+    scripted.script(path(contracts.PROCESS_PAYMENT), problem(409, detail="x" * 5000))
+    error = await failure_of(run, contracts.PROCESS_PAYMENT)
+    assert isinstance(error, ApplicationError)
+    assert error.message == "x" * 1000
+
+
+@every_step
+async def test_lasting_status(name: str, run: Run, scripted: sites.ScriptedSite):
+    """O2: a refusal, which another attempt of a step would meet again, is not retried."""
+    scripted.script(path(name), *(sites.status(code) for code in REFUSALS))
+    for code in REFUSALS:
+        error = await failure_of(run, name)
+        assert isinstance(error, ApplicationError)
+        assert (error.type, f"'{code} " in error.message) == ("SiteRefused", True)
+        assert not is_retried(error)
+
+
+@every_activity
+async def test_passing_status(name: str, run: Run, scripted: sites.ScriptedSite):
+    """O2, O5, W6: whatever else is retried; an undo, and what ends an order, always is."""
+    codes = [*REFUSALS, *OTHERS] if name in UNTIL_IT_SUCCEEDS else OTHERS
+    scripted.script(path(name), *(sites.status(code) for code in codes))
+    for code in codes:
+        error = await failure_of(run, name)
+        assert isinstance(error, httpx.HTTPStatusError)
+        assert error.response.status_code == code
+        assert is_retried(error)
+
+
+@every_activity
+async def test_no_answer(name: str, scripted: sites.ScriptedSite, monkeypatch: pytest.MonkeyPatch):
+    """O2, W6: a site that is down, that breaks off, or that does not answer is asked again."""
+    monkeypatch.setattr(worker.site, "READ_SECONDS", 0.2)
+    scripted.script(path(name), sites.drop, sites.hang)
+    seen = []
+    for url in (f"http://127.0.0.1:{free_port()}", scripted.url, scripted.url):
+        async with Site(url) as site:
+            seen.append(await failure_of(runner(site), name))
+    assert [type(error) for error in seen] == [
+        httpx.ConnectError,
+        httpx.RemoteProtocolError,
+        httpx.ReadTimeout,
+    ]
+    assert all(is_retried(error) for error in seen)
+
+
+@every_activity
+async def test_unexpected_answer(name: str, run: Run, scripted: sites.ScriptedSite):
+    """O2, O5: what is not the site does not answer for it; the site is asked again."""
+    half = {**json.loads(sites.standing("completed"))}
+    del half["verdict"]
+    bodies = ["", "SUCCEED", "<html>", '"message"', "[]", "null", "{}", json.dumps(half)]
+    scripted.script(path(name), *bodies)
+    for _ in bodies:
+        error = await failure_of(run, name)
+        assert isinstance(error, ApplicationError)
+        assert error.type == "UnexpectedAnswer"
+        assert error.message == "What answers there is not the site; see EXPENSES_SITE_URL."
+        assert is_retried(error)
+
+
+@pytest.mark.parametrize("of_the_worker", [True, False], ids=["worker", "order"])
+@pytest.mark.parametrize("point", contracts.FAIL_AT)
+async def test_injected_failure(
+    point: str, of_the_worker: bool, site: Site, scripted: sites.ScriptedSite
+):
+    """O6: a step fails after its effect, once and for all; every other step is done."""
+    run = runner(site, fail_at=point if of_the_worker else "")
+    of_the_order = {} if of_the_worker else {"fail_at": point}
+    sites.script_order(scripted, ORDER, {})
+    for name in (*STEPS, *UNTIL_IT_SUCCEEDS):
+        if name != contracts.FAIL_AT[point]:
+            assert await run(name, **of_the_order)
+            continue
+        error = await failure_of(run, name, **of_the_order)
+        assert isinstance(error, ApplicationError)
+        assert (error.message, error.type) == (f"injected failure at {point}", "InjectedFailure")
+        assert not is_retried(error)
+        assert len(scripted.requests_to(path(name))) == 1
+
+
+async def test_no_failure_before_the_effect(run: Run, scripted: sites.ScriptedSite):
+    """O6: a step that the site did not do does not fail by injection, but for its own reason."""
+    scripted.script(path(contracts.PROCESS_PAYMENT), sites.status(503))
+    error = await failure_of(run, contracts.PROCESS_PAYMENT, fail_at="payment")
+    assert is_retried(error)
+
+
+async def test_log(run: Run, scripted: sites.ScriptedSite, caplog: pytest.LogCaptureFixture):
+    """E10: each step says on one line what was done to which order, and none what people wrote."""
+    caplog.set_level(logging.INFO)
+    sites.script_order(scripted, ORDER, {})
+    await run(contracts.SETTLE_APPROVAL, verdict="REJECTED", reason="bad customer")
+    said = [r.getMessage().split(" ({")[0] for r in caplog.records if "activity" in r.name]
+    assert said == [f"Order {ORDER}: settle_approval done"]
+    asked = [r.getMessage() for r in caplog.records if r.name == "worker.site"]
+    assert [re.sub(r"\d+ ms", "N ms", line) for line in asked] == [
+        f"POST {path(contracts.SETTLE_APPROVAL)} 200 in N ms"
+    ]
+    assert "bad customer" not in caplog.text
