@@ -1,8 +1,8 @@
 """Orders over HTTP (requirements O7): the same views at the root, where
 EXPENSES_PROTOCOL_ACCESS governs, and under `/api/v1/`. JSON; errors are problem details.
 
-At the root whoever is signed in reads everything (design, Access); under `/api/v1/` people see
-their own orders, or all with the permission.
+At the root whoever is signed in reads how orders stand (design, Access). With all that people
+wrote, and under `/api/v1/`, they see their own orders, or all with the permission.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class ItemSerializer(serializers.Serializer[Any]):
 
 
 class SubmissionSerializer(serializers.Serializer[Any]):
-    """One product with its quantity, or several as `lines`."""
+    """One product with its quantity, or several as `lines`; validated, it is always `lines`."""
 
     product_id = serializers.CharField(
         required=False, trim_whitespace=False, validators=[validate_opaque_id]
@@ -77,6 +77,9 @@ class SubmissionSerializer(serializers.Serializer[Any]):
             raise serializers.ValidationError(
                 {missing: "This field is required, unless there are lines."}
             )
+        if single:
+            attrs["lines"] = [{name: attrs.pop(name) for name in single}]
+        attrs["fail_at"] = attrs["fail_at"] or ""
         return attrs
 
 
@@ -181,7 +184,7 @@ class OrdersView(_OfOrders):
         return response
 
     def submit(self, request: Request, wanted: dict[str, Any]) -> Order:
-        fail_at = wanted.pop("fail_at") or ""
+        fail_at = wanted.pop("fail_at")
         if fail_at and not protocol.is_local_installation(request._request):
             raise exceptions.ValidationError(
                 {"fail_at": ["Failures are injected in the local mode only; leave it out."]}
@@ -189,10 +192,7 @@ class OrdersView(_OfOrders):
         key = request.headers.get("Idempotency-Key", "")
         order_id = wanted.pop("order_id", None) or _id_for(self.actor.user, key)
         named = wanted.pop("workflow_id", None)
-        field = "lines" if "lines" in wanted else "product_id"
-        lines = wanted.pop("lines", None) or [
-            {"product_id": wanted.pop("product_id"), "quantity": wanted.pop("quantity")}
-        ]
+        lines = wanted.pop("lines")
         submission: dict[str, Any] = {
             "workflow_id": named or contracts.order_workflow_id(order_id),
             "items": [integrations.Item(**line) for line in lines],
@@ -215,6 +215,7 @@ class OrdersView(_OfOrders):
                 fail_at=fail_at,
             )
         except services.NotOrderable as error:
+            field = "lines" if "lines" in request.data else "product_id"
             raise exceptions.ValidationError({field: [str(error)]}) from error
         except services.AlreadyExists as error:
             if key and (before := _same(order_id, self.actor.user, **submission)):

@@ -103,7 +103,7 @@ def submit_order(
             f"The workflow id {workflow_id} is kept for another kind. Choose another, or leave it "
             "out.",
         )
-    lines = _lines(items)
+    lines, currency = _lines(items)
     total = sum((line.unit_price * line.quantity for line in lines), Decimal(0))
     if not 0 < total <= LARGEST_TOTAL:
         raise NotOrderable(f"The total is {total}; it must be positive, up to {LARGEST_TOTAL}.")
@@ -116,23 +116,16 @@ def submit_order(
                 state=State.PENDING if needs_approval else State.RUNNING,
                 submitter=actor.user,
                 total=total,
-                currency=lines[0].currency,
+                currency=currency,
                 needs_approval=needs_approval,
                 approval_seconds=settings.ORDERS_APPROVAL_SECONDS,
                 fail_at=fail_at,
                 created_at=now,
                 **vars(details),
             )
-            OrderLine.objects.bulk_create(
-                OrderLine(
-                    order=order,
-                    product_id=line.product_id,
-                    name=line.name,
-                    quantity=line.quantity,
-                    unit_price=line.unit_price,
-                )
-                for line in lines
-            )
+            for line in lines:
+                line.order = order
+            OrderLine.objects.bulk_create(lines)
             _record(AuditEntry.Event.SUBMITTED, order, actor=actor, route=route, now=now)
             outbox.enqueue(handlers.START_WORKFLOW, start_key(order_id), _start(order))
     except IntegrityError:
@@ -148,17 +141,9 @@ def submit_order(
     return order
 
 
-@dataclass(frozen=True)
-class _Line:
-    product_id: str
-    name: str
-    quantity: int
-    unit_price: Decimal
-    currency: str
-
-
-def _lines(items: Sequence[integrations.Item]) -> list[_Line]:
-    """The lines of an order, priced; one for each product. Raises NotOrderable."""
+def _lines(items: Sequence[integrations.Item]) -> tuple[list[OrderLine], str]:
+    """The lines of an order that is yet to come, one for each product, and the currency of their
+    prices. Raises NotOrderable."""
     wanted = quantities(items)
     if not wanted:
         raise NotOrderable("An order needs at least one line.")
@@ -167,18 +152,19 @@ def _lines(items: Sequence[integrations.Item]) -> list[_Line]:
         raise NotOrderable(f"There is no product {', '.join(unknown)}.")
     if any(round(product.unit_price, 2) != product.unit_price for product in products.values()):
         raise NotOrderable("A product has a price with more than two decimals.")
-    if len({product.currency for product in products.values()}) > 1:
+    currency, *others = {product.currency for product in products.values()}
+    if others:
         raise NotOrderable("The products have prices in several currencies; order them apart.")
-    return [
-        _Line(
-            product_id,
-            products[product_id].name,
-            quantity,
-            products[product_id].unit_price,
-            products[product_id].currency,
+    lines = [
+        OrderLine(
+            product_id=product_id,
+            name=products[product_id].name,
+            quantity=quantity,
+            unit_price=products[product_id].unit_price,
         )
         for product_id, quantity in wanted.items()
     ]
+    return lines, currency
 
 
 def quantities(items: Sequence[integrations.Item]) -> dict[str, int]:

@@ -14,8 +14,6 @@ import pytest
 from tests.live.test_up import MANAGE, Up, curl
 from tests.servers import eventually
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="as tests.live.test_up")
-
 # As the samples' documents have them, but for the port.
 SUBMIT = """\
 curl -X POST http://localhost:8000/orders \\
@@ -222,8 +220,9 @@ def test_ctrl_c_and_a_reader_that_leaves(up: Up) -> None:
 def test_injected_failure(up: Up) -> None:
     """O5, O6: with FAIL_AT in the environment of `up` every order fails, and nets to zero."""
     before, charged = stock(up), get(up, "/engine/snapshot")["payments"]
-    up.stop()
-    up.start(FAIL_AT="warehouse")
+    up.process.terminate()
+    up.process.wait(timeout=60)
+    up.start(FAIL_AT="warehouse", ORDERS_APPROVAL_THRESHOLD="2000", ORDERS_APPROVAL_SECONDS="40")
     assert stock(up) == before  # a second start stocks nothing
     workflow_id = asked(up, SUBMIT)["workflow_id"]
     code, said = run(up, "startorder", "small", "--id", "ORD-004", "--wait")
@@ -252,3 +251,15 @@ def test_injected_failure(up: Up) -> None:
     orders = {"ORD-004", status["order_id"]}
     sent = {one["status"] for one in snapshot["warehouse"] if one["order_id"] in orders}
     assert sent == {"reverted"}
+
+
+def test_settings_of_up_hold_in_another_terminal(up: Up) -> None:
+    """O1: an order from the command line is under the threshold and the window of the site."""
+    file = up.directory / "order.json"
+    for order_id, quantity in (("at-2000", 2), ("above-2000", 3)):
+        lines = [{"product_id": "SKU-1000", "quantity": quantity}]
+        wanted = {"order_id": order_id, "lines": lines, "customer_id": "c", "payment_method": "p"}
+        file.write_text(json.dumps(wanted))
+        code, said = run(up, "startorder", "--file", str(file))
+        assert code == 0
+        assert ("Workflow will wait up to 40 seconds" in said) == (quantity == 3)

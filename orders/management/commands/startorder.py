@@ -152,14 +152,12 @@ def _submit(wanted: Any, username: str | None) -> Order:
     actor = commands.actor_named(username)
     if not actor.may(services.SUBMIT):
         raise CommandError(f"{actor.name} may not submit orders; ask for the Employee group.")
-    fail_at = details.pop("fail_at") or ""
+    fail_at = details.pop("fail_at")
     if fail_at and settings.EXPENSES_PROTOCOL_ACCESS != "open":
         raise CommandError("fail_at: Failures are injected in the local mode only; leave it out.")
     order_id = details.pop("order_id", None) or services.new_order_id()
     workflow_id = details.pop("workflow_id", None) or contracts.command_workflow_id(order_id)
-    lines = details.pop("lines", None) or [
-        {"product_id": details.pop("product_id"), "quantity": details.pop("quantity")}
-    ]
+    lines = details.pop("lines")
     try:
         return services.submit_order(
             order_id,
