@@ -5,6 +5,8 @@ from typing import Final
 
 from django.contrib.auth.models import User
 
+from access import groups
+
 
 @dataclass(frozen=True)
 class Actor:
@@ -19,6 +21,18 @@ class Actor:
 
     def may(self, permission: str) -> bool:
         return self.user is None or self.user.has_perm(permission)
+
+    @property
+    def carries(self) -> bool:
+        """Whether the actor does a worker's part: creates, registers, pays and runs steps.
+
+        A superuser, who has every permission, does only as a member of the Worker group.
+        """
+        if self.user is None:
+            return False
+        if self.user.is_superuser:
+            return self.user.groups.filter(name=groups.WORKER).exists()
+        return any(map(self.user.has_perm, groups.CARRY))
 
 
 LOCAL: Final = Actor(None, "local")

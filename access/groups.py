@@ -14,20 +14,23 @@ AUDITOR: Final = "Auditor"
 OPERATOR: Final = "Operator"
 WORKER: Final = "Worker"
 NAMES: Final = (EMPLOYEE, APPROVER, FINANCE, AUDITOR, OPERATOR, WORKER)
+# The permissions to carry requests for others; who has one decides nothing (requirements X3).
+CARRY: Final = ("expenses.carry_expense", "orders.carry_order")
 
 
 def grant_after_migrate(config: AppConfig, grants: Mapping[str, Sequence[str]]) -> None:
-    """Give the groups these permissions of the app (codenames) after each migrate.
+    """Give the groups these permissions of the app (codenames), and no other of that app, after
+    each migrate.
 
     Call from `AppConfig.ready()`: Django makes the permissions in the same signal, before.
     """
 
     def grant(using: str, **kwargs: Any) -> None:
-        for name, codenames in grants.items():
+        of_app = Permission.objects.using(using).filter(content_type__app_label=config.label)
+        for name in NAMES:
             group, _ = Group.objects.using(using).get_or_create(name=name)
-            permissions = Permission.objects.using(using).filter(
-                content_type__app_label=config.label, codename__in=codenames
-            )
-            group.permissions.add(*permissions)
+            granted = of_app.filter(codename__in=grants.get(name, ()))
+            group.permissions.add(*granted)
+            group.permissions.remove(*of_app.exclude(pk__in=granted))
 
     post_migrate.connect(grant, sender=config, weak=False, dispatch_uid=f"grant-{config.label}")

@@ -1,4 +1,5 @@
-"""Who may use the plain-text endpoints: EXPENSES_PROTOCOL_ACCESS (design, Access)."""
+"""Who may use the root routes, the local installation included: EXPENSES_PROTOCOL_ACCESS
+(requirements X8)."""
 
 import re
 
@@ -29,28 +30,6 @@ class NotAllowed(Exception):
     def __init__(self, actor: actors.Actor) -> None:
         self.actor = actor
         super().__init__(f"{actor.name} has no permission for this.")
-
-
-def is_cross_site(request: HttpRequest) -> bool:
-    """Whether another site made the browser send this, or nobody asked for it (a prefetch).
-
-    Such a request never changes state (requirements X8). Browsers say it by themselves over HTTPS
-    and on localhost; elsewhere the session cookie stays away from other sites' requests. Other
-    clients do not say it, and are not cross-site.
-    """
-    header = request.META.get
-    purposes = (header("HTTP_SEC_PURPOSE"), header("HTTP_PURPOSE"), header("HTTP_X_PURPOSE"))
-    return (
-        header("HTTP_SEC_FETCH_SITE") in ("cross-site", "same-site")
-        or any("prefetch" in (purpose or "") for purpose in purposes)
-        or header("HTTP_X_MOZ") == "prefetch"
-    )
-
-
-def is_from_outside(request: HttpRequest) -> bool:
-    """Whether the browser says that no page asked for this: a link in a mail or chat program, or a
-    typed address. The session cookie goes along, SameSite or not."""
-    return request.META.get("HTTP_SEC_FETCH_SITE") == "none"
 
 
 def actor_of(request: HttpRequest, *, permission: str | None, cookies: bool) -> actors.Actor:
@@ -88,6 +67,11 @@ def signed_in_or_local(
     if permission and not actor.may(permission):
         raise NotAllowed(actor)
     return actor
+
+
+def is_by_session(request: HttpRequest) -> bool:
+    """Whether a signed-in browser sends this, and no program with a token of its own."""
+    return "HTTP_AUTHORIZATION" not in request.META and request.user.is_authenticated
 
 
 def is_local_installation(request: HttpRequest) -> bool:

@@ -7,7 +7,7 @@ from rest_framework import exceptions, permissions
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from access import protocol
+from access import cross_site, protocol
 from access.actors import Actor
 
 
@@ -44,8 +44,8 @@ def _actor_at_root(request: Request) -> Actor:
     reads = request.method in permissions.SAFE_METHODS
     # Not DRF's request: its user is that of the authenticators.
     asked = request._request
-    if not reads and protocol.is_cross_site(asked):
-        raise exceptions.PermissionDenied("Another site asked for this; nothing is done.")
+    if not reads and cross_site.is_cross_site(asked):
+        raise exceptions.PermissionDenied(cross_site.REFUSAL)
     try:
         return protocol.actor_of(asked, permission=None, cookies=reads)
     except protocol.NotServed:

@@ -83,7 +83,8 @@ class DecidableAdmin(ReadOnlyAdmin):
         raise NotImplementedError
 
     def has_decide_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm(self.decide_permission)
+        actor = Actor.of(request.user)  # type: ignore[arg-type]
+        return services.may_decide(actor, permission=self.decide_permission)
 
     def to_field_allowed(self, request: HttpRequest, to_field: str) -> bool:
         # What knows just the request's own id links by it.
@@ -152,6 +153,7 @@ class DecidableAdmin(ReadOnlyAdmin):
                     Actor.of(request.user),  # type: ignore[arg-type]
                     permission=self.decide_permission,
                     submitter_id=row.submitter_id,
+                    opened_by_id=getattr(row, "opened_by_id", None),
                 ),
                 "buttons": self.buttons(request, row),
             }

@@ -4,6 +4,7 @@ import logging
 import uuid
 from datetime import datetime
 
+from django.conf import settings
 from django.db.models import QuerySet
 
 from access import actors
@@ -52,15 +53,17 @@ def check_may_decide(
     subject: str,
     subject_id: str,
     submitter_id: int | None,
+    opened_by_id: int | None = None,
     reason: str,
     route: Route,
     now: datetime,
 ) -> None:
     """The rule for every kind of request and every route (requirements X3).
 
-    Approving and rejecting take the permission and are never for one's own request, superusers
-    included; a rejection gives its reason; only the submitter withdraws; only the request's own
-    workflow says that its approval window is over (O4).
+    Approving and rejecting take the permission. Nobody approves or rejects a request that they
+    submitted or, outside open access, created over the protocol, superusers included; nor does
+    anybody who carries requests for others. A rejection gives its reason. Only the submitter
+    withdraws. Only the request's own workflow says that its approval window is over (O4).
 
     Raises NotPermitted or SelfApproval, which are put into the audit trail, so this runs before
     the transaction of the decision; or ReasonMissing, which is not: whoever may decide is asked.
@@ -71,6 +74,7 @@ def check_may_decide(
             verdict=verdict,
             permission=permission,
             submitter_id=submitter_id,
+            opened_by_id=opened_by_id,
             reason=reason,
             route=route,
         )
@@ -88,10 +92,14 @@ def _apply_rule(
     verdict: Verdict,
     permission: str,
     submitter_id: int | None,
+    opened_by_id: int | None,
     reason: str = "",
     route: Route | None = None,
 ) -> None:
     own = actor.user is not None and actor.user.pk == submitter_id
+    # On a laptop one person tries all of it.
+    alone = settings.EXPENSES_PROTOCOL_ACCESS == "open"
+    opened = actor.user is not None and actor.user.pk == opened_by_id and not alone
     if verdict == Verdict.EXPIRED:
         if route != Route.WORKFLOW:
             raise NotPermitted("Only its workflow says that an approval window is over.")
@@ -101,18 +109,38 @@ def _apply_rule(
             raise NotPermitted("Only the person who submitted a request can withdraw it.")
         return
     if not actor.may(permission):
-        raise NotPermitted(f"{actor.name} has no permission to decide; ask for the Approver group.")
-    if own:
+        raise not_permitted(actor)
+    if actor.carries:
+        raise NotPermitted(f"{actor.name} carries requests for others, and so decides none.")
+    if own or opened:
         raise SelfApproval("Nobody decides their own request; ask another approver.")
     if verdict == Verdict.REJECTED and not reason:
         raise ReasonMissing("A rejection needs a reason; say why.")
 
 
-def may_decide(actor: actors.Actor, *, permission: str, submitter_id: int | None) -> bool:
-    """Whether :func:`check_may_decide` would let the actor approve; for pages that offer it."""
+def not_permitted(actor: actors.Actor) -> NotPermitted:
+    """What an actor without the permission to decide is told."""
+    return NotPermitted(f"{actor.name} has no permission to decide; ask for the Approver group.")
+
+
+def may_decide(
+    actor: actors.Actor,
+    *,
+    permission: str,
+    submitter_id: int | None = None,
+    opened_by_id: int | None = None,
+) -> bool:
+    """Whether :func:`check_may_decide` would let the actor approve; for pages that offer it.
+
+    Without a submitter: whether the actor may decide any request at all.
+    """
     try:
         _apply_rule(
-            actor, verdict=Verdict.APPROVED, permission=permission, submitter_id=submitter_id
+            actor,
+            verdict=Verdict.APPROVED,
+            permission=permission,
+            submitter_id=submitter_id,
+            opened_by_id=opened_by_id,
         )
     except Refused:
         return False

@@ -5,7 +5,6 @@ withdrawn), after N seconds at the latest: a submission or a decision then with 
 once.
 """
 
-import hashlib
 import re
 import time
 import uuid
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 from django.contrib.auth.models import User
 from django.db.models import QuerySet
+from django.http import Http404
 from django.shortcuts import get_object_or_404
 from django.utils import timezone
 from rest_framework import exceptions, generics, serializers
@@ -23,7 +23,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from access import prefer
+from access import idempotency, prefer
 from access.actors import Actor
 from access.problems import Conflict
 from access.text import TEXT_LENGTH, validate_opaque_id
@@ -201,14 +201,22 @@ class DecideView(APIView):
         verdict = VERDICT_OF_VERB[verb]
         body = ReasonSerializer(data=request.data)
         body.is_valid(raise_exception=True)
+        actor = _actor(request)
         # Deciding takes a permission, and its refusal is audited; withdrawing is for one's own.
         mine = verdict == Verdict.WITHDRAWN
-        expense = _find(services.visible_to(_user(request)) if mine else Expense.objects.all(), ref)
+        try:
+            visible = services.visible_to(_user(request)) if mine else Expense.objects.all()
+            expense = _find(visible, ref)
+        except Http404:
+            if mine or actor.may(services.DECIDE):
+                raise
+            # The same answer as for an expense that is there.
+            raise exceptions.PermissionDenied(str(approvals.not_permitted(actor))) from None
         try:
             services.decide_expense(
                 expense,
                 verdict=verdict,
-                actor=_actor(request),
+                actor=actor,
                 route=Route.REST,
                 reason=body.validated_data["reason"] or "",
                 now=timezone.now(),
@@ -266,8 +274,8 @@ def _actor(request: Request) -> Actor:
 def _id_for(request: Request, key: str) -> str:
     """An expense id where the client chose none: its own for each key of a user, so that a
     repeated request meets the expense that the first one made."""
-    seed = f"{request.user.pk}:{key}" if key else str(uuid.uuid4())
-    return f"exp_{hashlib.sha256(seed.encode()).hexdigest()[:20]}"
+    unique = idempotency.digest(_user(request), key) if key else uuid.uuid4().hex
+    return f"exp_{unique[:20]}"
 
 
 def _answer(request: Request, expense: Expense, status: HTTPStatus) -> Response:

@@ -93,6 +93,16 @@ class Expense(Money):
     submitter = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT
     )
+    # Who created it over the plain protocol; such a person does not decide it (requirements X3).
+    opened_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        null=True,
+        blank=True,
+        editable=False,
+        on_delete=models.PROTECT,
+        related_name="+",
+        db_index=False,
+    )
     merchant = models.CharField(max_length=200, blank=True)
     category = models.CharField(max_length=100, blank=True)
     description = models.TextField(blank=True, max_length=TEXT_LENGTH)

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from csp.constants import SELF
 from csp.decorators import csp_replace
 from django.core.exceptions import ValidationError
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.http import (
     Http404,
     HttpRequest,
@@ -32,7 +32,7 @@ from rest_framework.exceptions import MethodNotAllowed
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from access import actors, protocol
+from access import actors, cross_site, protocol
 from access.text import ID_LENGTH, clean_text, is_opaque_id
 from approvals import services as approvals
 from approvals.models import VERDICT_OF_VERB, Route
@@ -47,6 +47,8 @@ PAGE_ROWS: Final = 100
 LONGEST_TOKEN_HEX: Final = 8192
 
 _VERBS = ("approve", "reject")
+# The state in which an expense can be asked for each of these.
+_STATE_FOR = {"approve": State.CREATED, "reject": State.CREATED, "payment": State.APPROVED}
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
 
 
@@ -116,13 +118,15 @@ class ProtocolView(APIView):
 
     actor: actors.Actor
     api = True
+    # Whether the answer is a page that asks the person, by POST, instead of the change.
+    asks = False
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         if str(request.method).lower() not in self.http_method_names:
             raise MethodNotAllowed(str(request.method))
         self.api = self.is_api_call(request)
-        if self.changes_state and protocol.is_cross_site(request._request):
-            raise ProtocolError("FORBIDDEN", "Another site asked for this; nothing is done.", 403)
+        if self.changes_state and cross_site.is_cross_site(request._request):
+            raise ProtocolError("FORBIDDEN", cross_site.REFUSAL, 403)
         self.actor = _actor(
             request._request,
             permission=self.permission(request),
@@ -130,14 +134,15 @@ class ProtocolView(APIView):
             expense_id=request.query_params.get("id", "") if self.changes_state else "",
             route=Route.PROTOCOL,
         )
+        # A person may have been led here by a link, so a session never changes anything by GET.
         if (
             self.changes_state
-            and protocol.is_from_outside(request._request)
-            and self.actor.user is not None
-            and "Authorization" not in request.headers
+            and request.method == "GET"
+            and protocol.is_by_session(request._request)
         ):
-            sentence = "A link from outside this site changes nothing. Decide on the list."
-            raise ProtocolError("FORBIDDEN", sentence, 403)
+            if self.api:
+                raise protocol.NotSignedIn
+            self.asks = True
 
     def is_api_call(self, request: Request) -> bool:
         return str(request.query_params.get("is_api_call")).lower() == "true"
@@ -167,16 +172,11 @@ class CreateView(ProtocolView):
             raise ProtocolError(
                 "INVALID_FORM_DATA", "The Idempotency-Key is not a workflow id, percent-encoded."
             )
-        try:
-            services.create_expense(
-                expense_id,
-                workflow_id=workflow_id,
-                actor=self.actor,
-                route=Route.PROTOCOL,
-                now=timezone.now(),
-            )
-        except services.AlreadyExists as error:
-            raise ProtocolError("ID_ALREADY_EXISTS", str(error)) from error
+        if self.asks:
+            if Expense.objects.filter(expense_id=expense_id).exists():
+                raise ProtocolError("ID_ALREADY_EXISTS", f"There is an expense {expense_id}.")
+            return _ask(request._request, "create", expense_id)
+        create(expense_id, workflow_id, actor=self.actor, route=Route.PROTOCOL)
         return self.succeed()
 
 
@@ -194,13 +194,11 @@ class ActionView(ProtocolView):
         _require(*missing)
         expense = _expense(request.query_params["id"])
         kind = request.query_params["type"]
+        if self.asks and kind in _STATE_FOR:
+            _check_offered(expense, kind, self.actor)
+            return _ask(request._request, kind, expense.expense_id)
         if kind == "payment":
-            try:
-                services.record_payment(
-                    expense, actor=self.actor, route=Route.PROTOCOL, now=timezone.now()
-                )
-            except services.NotPayable as error:
-                raise ProtocolError("INVALID_STATE", str(error)) from error
+            pay(expense, actor=self.actor, route=Route.PROTOCOL)
             return self.succeed()
         decide(
             expense,
@@ -226,7 +224,7 @@ class StatusView(ProtocolView):
 
     def get(self, request: Request) -> HttpResponse:
         _require(("query", "id") if "id" not in request.query_params else None)
-        return _text(_expense(request.query_params["id"]).state)
+        return _text(_expense(request.query_params["id"], _visible_to(self.actor)).state)
 
 
 class RegisterCallbackView(ProtocolView):
@@ -267,7 +265,8 @@ class RegisterCallbackView(ProtocolView):
 
 
 class ListView(ProtocolView):
-    """`GET /` and `GET /list`: the expenses, a page of 100 by id, with search (E2)"""
+    """`GET /` and `GET /list`: the expenses that the person sees, a page of 100 by id, with search
+    (E2, X10)"""
 
     changes_state = False
 
@@ -282,7 +281,12 @@ class ListView(ProtocolView):
             text if "\0" not in (text := request.query_params.get(name, "")) else ""
             for name in ("q", "after")
         )
-        expenses = Expense.objects.only("expense_id", "state").filter(expense_id__gt=after)
+        expenses = (
+            _visible_to(self.actor)
+            .select_related(None)
+            .only("expense_id", "state", "submitter_id", "opened_by_id")
+            .filter(expense_id__gt=after)
+        )
         if search:
             # icontains folds ASCII letters alone where ids are compared by code point.
             found = Q(expense_id__icontains=search) | Q(expense_id__contains=search)
@@ -297,7 +301,11 @@ class ListView(ProtocolView):
             "after": after,
             "next": len(rows) > PAGE_ROWS
             and urlencode({"q": search, "after": page[-1].expense_id}),
-            "may_decide": self.actor.may(services.DECIDE),
+            "offered": {
+                row.pk
+                for row in page
+                if row.state == State.CREATED and services.may_decide(row, self.actor)
+            },
         }
         response = render(request._request, "expenses/list.html", context)
         response["Cache-Control"] = "no-store"
@@ -305,43 +313,91 @@ class ListView(ProtocolView):
 
 
 @method_decorator(strict_csp, name="dispatch")
-class DecideView(View):
-    """`POST /decide` with a CSRF token: the buttons of the list page (design, Access)."""
+class FormView(View):
+    """Answers a form of the site's own pages, which carries a CSRF token. Subclasses do what it
+    asks for; `permission` is what that needs."""
 
     http_method_names = ["post"]
+    permission: str
 
     def post(self, request: HttpRequest) -> HttpResponse:
+        form = request.POST
         try:
-            return self._decide(request)
+            actor = _actor(
+                request,
+                permission=self.permission,
+                cookies=True,
+                expense_id=form.get("id", ""),
+                route=Route.PAGE,
+            )
+            _require(*(("body", name) for name in ("id", "type") if name not in form))
+            return self.carry_out(request, form["type"], form["id"], actor)
         except Exception as error:  # noqa: BLE001 (error_response raises what it does not know)
             return error_response(request, error, api=False)
 
-    def _decide(self, request: HttpRequest) -> HttpResponse:
-        if protocol.is_cross_site(request):
-            raise ProtocolError("FORBIDDEN", "Another site asked for this; nothing is done.", 403)
+    def carry_out(
+        self, request: HttpRequest, kind: str, expense_id: str, actor: actors.Actor
+    ) -> HttpResponse:
+        raise NotImplementedError
+
+
+class DecideView(FormView):
+    """`POST /decide`: the buttons of the list page, and the page that asks for a decision."""
+
+    permission = services.DECIDE
+
+    def carry_out(
+        self, request: HttpRequest, kind: str, expense_id: str, actor: actors.Actor
+    ) -> HttpResponse:
         form = request.POST
-        actor = _actor(
-            request,
-            permission=services.DECIDE,
-            cookies=True,
-            expense_id=form.get("id", ""),
-            route=Route.PAGE,
-        )
-        _require(*(("body", name) for name in ("id", "type") if name not in form))
-        expense = _expense(form["id"])
+        expense = _expense(expense_id)
         back = {name: form[name] for name in ("q", "after") if form.get(name)}
         try:
             decide(
                 expense,
-                form["type"],
+                kind,
                 actor=actor,
                 route=Route.PAGE,
                 reason=form.get("reason", ""),
             )
         except approvals.ReasonMissing as error:
-            context = {"expense": expense, "sentence": str(error), "back": back}
-            return render(request, "expenses/reject.html", context, status=400)
+            return _ask(request, "reject", expense_id, why=str(error), back=back, status=400)
         return _to_list(back)
+
+
+class CarryView(FormView):
+    """`POST /carry`: the page that asks whether to create or to pay an expense."""
+
+    permission = services.CARRY
+
+    def carry_out(
+        self, request: HttpRequest, kind: str, expense_id: str, actor: actors.Actor
+    ) -> HttpResponse:
+        if kind == "create":
+            create(_valid_id(expense_id), None, actor=actor, route=Route.PAGE)
+        elif kind == "payment":
+            pay(_expense(expense_id), actor=actor, route=Route.PAGE)
+        else:
+            raise ProtocolError("INVALID_TYPE", "type must be create or payment.")
+        return _to_list()
+
+
+def create(expense_id: str, workflow_id: str | None, *, actor: actors.Actor, route: Route) -> None:
+    """Create an expense over the protocol or its page (E5). Raises ProtocolError."""
+    try:
+        services.create_expense(
+            expense_id, workflow_id=workflow_id, actor=actor, route=route, now=timezone.now()
+        )
+    except services.AlreadyExists as error:
+        raise ProtocolError("ID_ALREADY_EXISTS", str(error)) from error
+
+
+def pay(expense: Expense, *, actor: actors.Actor, route: Route) -> None:
+    """Pay over the protocol or its page (E3). Raises ProtocolError."""
+    try:
+        services.record_payment(expense, actor=actor, route=route, now=timezone.now())
+    except services.NotPayable as error:
+        raise ProtocolError("INVALID_STATE", str(error)) from error
 
 
 def decide(
@@ -396,6 +452,44 @@ def _actor(
         raise
 
 
+def _visible_to(actor: actors.Actor) -> QuerySet[Expense]:
+    return Expense.objects.all() if actor.user is None else services.visible_to(actor.user)
+
+
+def _check_offered(expense: Expense, kind: str, actor: actors.Actor) -> None:
+    """Raise ProtocolError where the person would be asked for what is refused then (X10)."""
+    if expense.state != _STATE_FOR[kind]:
+        raise ProtocolError(
+            "INVALID_STATE", f"{expense.expense_id} is {expense.get_state_display()} already."
+        )
+    if kind in _VERBS and not services.may_decide(expense, actor):
+        raise ProtocolError("FORBIDDEN", f"{expense.expense_id} is not yours to decide.", 403)
+
+
+def _ask(
+    request: HttpRequest,
+    kind: str,
+    expense_id: str,
+    *,
+    why: str = "",
+    back: dict[str, str] | None = None,
+    status: int = 200,
+) -> HttpResponse:
+    """The page that asks before anything is done; `why` says what was missing."""
+    expense = Expense.objects.filter(expense_id=expense_id).first()
+    context = {
+        "kind": kind,
+        "expense_id": expense_id,
+        "expense": expense,
+        "action": reverse("decide" if kind in _VERBS else "carry"),
+        "why": why,
+        "back": back or {},
+    }
+    response = render(request, "expenses/ask.html", context, status=status)
+    response["Cache-Control"] = "no-store"
+    return response
+
+
 def _require(*missing: tuple[str, str] | None) -> None:
     found = [parameter for parameter in missing if parameter]
     if found:
@@ -412,9 +506,10 @@ def _valid_id(expense_id: str) -> str:
     return expense_id
 
 
-def _expense(expense_id: str) -> Expense:
+def _expense(expense_id: str, among: QuerySet[Expense] | None = None) -> Expense:
+    expenses = Expense.objects.all() if among is None else among
     try:
-        return Expense.objects.get(expense_id=_valid_id(expense_id))
+        return expenses.get(expense_id=_valid_id(expense_id))
     except Expense.DoesNotExist:
         raise ProtocolError("INVALID_ID", f"There is no expense {expense_id}.") from None
 

@@ -59,11 +59,23 @@ class CallbackRefused(Exception):
 
 
 def visible_to(user: User) -> QuerySet[Expense]:
-    """The expenses that a person sees: their own, or all with the permission."""
+    """The expenses that a person sees on every route: all with the permission to view or to carry
+    them, else their own (requirements X10)."""
     expenses = Expense.objects.select_related("submitter", "decision", "payment")
-    if user.has_perm("expenses.view_expense"):
+    if user.has_perm("expenses.view_expense") or user.has_perm(CARRY):
         return expenses
     return expenses.filter(submitter=user.pk)
+
+
+def may_decide(expense: Expense, actor: actors.Actor) -> bool:
+    """Whether the rule lets the actor decide `expense`, whatever its state; for pages that offer
+    it."""
+    return approvals.may_decide(
+        actor,
+        permission=DECIDE,
+        submitter_id=expense.submitter_id,
+        opened_by_id=expense.opened_by_id,
+    )
 
 
 def create_expense(
@@ -85,6 +97,7 @@ def create_expense(
                 expense_id=expense_id,
                 workflow_id=workflow_id,
                 owns_workflow=workflow_id is not None,
+                opened_by=actor.user,
                 created_at=now,
             )
             _record(AuditEntry.Event.CREATED, expense, actor=actor, route=route, now=now)
@@ -237,6 +250,7 @@ def decide_expense(
         subject=SUBJECT,
         subject_id=expense.expense_id,
         submitter_id=expense.submitter_id,
+        opened_by_id=expense.opened_by_id,
         reason=reason,
         route=route,
         now=now,

@@ -23,6 +23,7 @@ urlpatterns = [
     path("", protocol.ListView.as_view()),
     path("list", protocol.ListView.as_view(), name="list"),
     path("decide", protocol.DecideView.as_view(), name="decide"),
+    path("carry", protocol.CarryView.as_view(), name="carry"),
     path("create", protocol.CreateView.as_view()),
     path("action", protocol.ActionView.as_view()),
     path("status", protocol.StatusView.as_view()),

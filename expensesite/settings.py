@@ -107,6 +107,7 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "access.cross_site.Middleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "access.unavailable.Middleware",
 ]
@@ -191,7 +192,10 @@ REST_FRAMEWORK = {
         "access.authentication.BearerAuthentication",
         "rest_framework.authentication.SessionAuthentication",
     ],
-    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_PERMISSION_CLASSES": [
+        "access.cross_site.NotCrossSite",
+        "rest_framework.permissions.IsAuthenticated",
+    ],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["access.parsers.BoundedJSONParser"],
     "EXCEPTION_HANDLER": "access.problems.exception_handler",

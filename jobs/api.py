@@ -13,6 +13,7 @@ from access.text import TEXT_LENGTH
 from access.views import ActorView
 from jobs import services
 from outbox import client
+from worker import contracts
 
 WAIT_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = 2
@@ -75,11 +76,13 @@ class JobsView(ActorView):
 
 
 class JobView(ActorView):
-    """`GET` how a workflow of this project stands, by its id, for anyone signed in."""
+    """`GET` how a job stands, by its id. The workflows of expenses and orders are for those with
+    the permission; others do not find them (requirements J2, X10)."""
 
     def get(self, request: Request, job_id: str) -> Response:
+        seen = contracts.is_job_workflow_id(job_id) or self.actor.may(services.VIEW)
         try:
-            run = services.run_of(job_id)
+            run = services.run_of(job_id) if seen else None
         except client.Unreachable as error:
             raise TemporalUnavailable(str(error)) from error
         if run is None:

@@ -9,5 +9,12 @@ class JobsConfig(AppConfig):
         from access import groups
 
         groups.grant_after_migrate(
-            self, {groups.OPERATOR: ("run_job",), groups.WORKER: ("run_job",)}
+            self,
+            {
+                groups.APPROVER: ("view_run",),
+                groups.FINANCE: ("view_run",),
+                groups.AUDITOR: ("view_run",),
+                groups.OPERATOR: ("run_job", "view_run"),
+                groups.WORKER: ("run_job", "view_run"),
+            },
         )

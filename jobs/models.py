@@ -7,4 +7,7 @@ class Job(models.Model):  # noqa: DJ008 (there are no rows)
     class Meta:
         managed = False
         default_permissions = ()
-        permissions = [("run_job", "Can run jobs")]
+        permissions = [
+            ("run_job", "Can run jobs"),
+            ("view_run", "Can see how any workflow stands"),
+        ]

@@ -15,6 +15,7 @@ from outbox.models import Outcome
 from worker import contracts
 
 RUN: Final = "jobs.run_job"
+VIEW: Final = "jobs.view_run"
 
 
 class Status(IntEnum):

@@ -19,7 +19,7 @@ class OrdersConfig(AppConfig):
             self,
             {
                 groups.EMPLOYEE: ("submit_order",),
-                groups.APPROVER: (*seen, "decide_order"),
+                groups.APPROVER: ("view_order", "decide_order"),
                 groups.FINANCE: seen,
                 groups.AUDITOR: seen,
                 groups.OPERATOR: (*seen, "operate_order", "add_stockitem", "change_stockitem"),

@@ -68,9 +68,10 @@ class Details:
 
 
 def visible_to(user: User) -> QuerySet[Order]:
-    """The orders that a person sees: their own, or all with the permission."""
+    """The orders that a person sees on every route: all with the permission to view or to carry
+    them, else their own (requirements X10)."""
     orders = Order.objects.select_related("submitter", "decision")
-    if user.has_perm("orders.view_order"):
+    if user.has_perm("orders.view_order") or user.has_perm(CARRY):
         return orders
     return orders.filter(submitter=user.pk)
 

@@ -158,13 +158,19 @@ def command_workflow_id(order_id: str) -> str:
     return f"order-workflow-{order_id}"
 
 
+_JOB_PREFIX: Final = "say-hello-workflow-"
 # How the ids of expenses' and jobs' workflows begin: an order does not take them (X7).
-OTHERS_WORKFLOW_IDS: Final = ("expense_", "say-hello-workflow-")
+OTHERS_WORKFLOW_IDS: Final = ("expense_", _JOB_PREFIX)
 
 
 def job_workflow_id(unique: uuid.UUID) -> str:
     """The workflow id of a job (J1)."""
-    return f"say-hello-workflow-{unique}"
+    return f"{_JOB_PREFIX}{unique}"
+
+
+def is_job_workflow_id(workflow_id: str) -> bool:
+    """Whether the id is one of :func:`job_workflow_id`; no other workflow has such an id."""
+    return workflow_id.startswith(_JOB_PREFIX)
 
 
 def idempotency_key(workflow_id: str) -> str:

@@ -75,11 +75,25 @@ def test_buttons(local: Client) -> None:
 
 @pytest.mark.parametrize(("group", "buttons"), [(groups.APPROVER, 2), (groups.AUDITOR, 0)])
 def test_buttons_for_those_who_may(client: Client, group: str, buttons: int) -> None:
-    """E2, X3: whoever is signed in reads; the buttons are for approvers."""
+    """E2, X3, X10: who may view all expenses reads them; the buttons are for approvers, and not on
+    what is their own."""
     factories.expense()
-    client.force_login(factories.user(group))
+    person = factories.user(group)
+    factories.expense("own", submitter=person)
+    client.force_login(person)
     html = page(client)
-    assert (ids(html), html.count('name="type"')) == (["exp-1"], buttons)
+    assert (ids(html), html.count('name="type"')) == (["exp-1", "own"], buttons)
+
+
+def test_people_see_their_own(client: Client) -> None:
+    """X10: the list has one's own expenses, in the search and by `after` too."""
+    person = factories.user(groups.EMPLOYEE)
+    factories.expense("own-1", submitter=person)
+    factories.expense("other-1", submitter=factories.user(groups.EMPLOYEE))
+    factories.expense("plain-1")
+    client.force_login(person)
+    for query in ({}, {"q": "1"}, {"after": "a"}):
+        assert ids(page(client, **query)) == ["own-1"]
 
 
 def test_markup(local: Client) -> None:

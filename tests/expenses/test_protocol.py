@@ -1,6 +1,7 @@
 """The plain-text endpoints, as the spec's clients call them."""
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, unquote, urlencode
@@ -41,7 +42,15 @@ ENDPOINTS = [
     ("POST", "/registerCallback?"),
 ]
 PATHS = [
-    *("/", "/list", "/decide", "/create?id=new", "/status?id=exp-1", "/registerCallback?id=exp-1"),
+    *(
+        "/",
+        "/list",
+        "/decide",
+        "/carry",
+        "/create?id=new",
+        "/status?id=exp-1",
+        "/registerCallback?id=exp-1",
+    ),
     *("/action?id=exp-1&type=approve", "/action?id=approved&type=payment"),
 ]
 # Percent-encoded, as they travel.
@@ -225,7 +234,7 @@ def test_other_methods(local: Client, unchanged: Unchanged, method: str) -> None
     factories.expense()
     factories.expense("approved", State.APPROVED)
     for path in PATHS:
-        served = "POST" if path.startswith(("/registerCallback", "/decide")) else "GET"
+        served = "POST" if path.startswith(("/registerCallback", "/decide", "/carry")) else "GET"
         with unchanged():
             response = local.generic("GET" if method == served else method, path)
         assert (response.status_code, response.headers["Allow"]) == (405, served)
@@ -624,14 +633,96 @@ def test_workflow_id_serves_again(local: Client, unchanged: Unchanged) -> None:
     assert register(local, "second", form) == (200, "SUCCEED")
 
 
-@pytest.mark.parametrize("path", ["/action?type=approve&id=exp-1", "/create?id=new"])
-def test_link_from_a_mail(client: Client, unchanged: Unchanged, path: str) -> None:
-    """X8: a link that a mail program opens carries the session cookie, and still changes nothing;
-    the answer says where to decide."""
+# A session and GET
+
+LINKS = {
+    "/action?type=approve&id=exp-1": ("/decide", "APPROVED"),
+    "/action?type=reject&id=exp-1": ("/decide", "REJECTED"),
+    "/action?type=payment&id=approved": ("/carry", "COMPLETED"),
+    "/create?id=new": ("/carry", "CREATED"),
+}
+
+
+@pytest.mark.parametrize("site", [None, "none", "same-origin"])
+@pytest.mark.parametrize("mode", ["token", "open"])
+@pytest.mark.parametrize("link", LINKS)
+def test_a_link_asks_and_a_form_does(
+    client: Client, settings: Any, unchanged: Unchanged, link: str, mode: str, site: str | None
+) -> None:
+    """E3, E5, X8: a signed-in browser that follows a link changes nothing, in either mode: it gets
+    a page that asks. The page's form, with its CSRF token, does what was asked for."""
+    settings.EXPENSES_PROTOCOL_ACCESS = mode
     factories.expense()
-    client.force_login(factories.user(groups.APPROVER, groups.WORKER))
+    factories.expense("approved", State.APPROVED)
+    browser = Client(enforce_csrf_checks=True, SERVER_NAME="localhost")
+    browser.force_login(factories.user(is_superuser=True))
+    headers = {"Sec-Fetch-Site": site} if site else {}
     with unchanged():
-        answer = client.get(path, headers={"Sec-Fetch-Site": "none"})
-    assert answer.status_code == 403
-    assert "Decide on the list." in answer.content.decode()
-    assert client.get(path, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 302
+        page = browser.get(link, headers=headers)
+        api = browser.get(f"{link}&is_api_call=true", headers=headers)
+    assert (page.status_code, page["Cache-Control"]) == (200, "no-store")
+    assert (api.status_code, api.content) == (401, b"ERROR:FORBIDDEN")
+
+    action, state = LINKS[link]
+    html = page.content.decode()
+    assert f'action="{action}"' in html
+    form = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', html))
+    with unchanged():
+        assert browser.post(action, {**form, "csrfmiddlewaretoken": "x"}).status_code == 403
+    assert browser.post(action, {**form, "reason": "as read"}).status_code == 302
+    assert Expense.objects.get(expense_id=form["id"]).state == state
+    entry = AuditEntry.objects.latest("pk")
+    assert (entry.subject_id, entry.route) == (form["id"], "page")
+
+
+@pytest.mark.parametrize(
+    ("link", "status"),
+    [
+        ("/action?type=approve&id=approved", 400),
+        ("/action?type=reject&id=paid", 400),
+        ("/action?type=payment&id=exp-1", 400),
+        ("/action?type=payment&id=paid", 400),
+        ("/action?type=approve&id=own", 403),
+        ("/action?type=approve&id=nope", 400),
+        ("/action?type=other&id=exp-1", 400),
+        ("/create?id=exp-1", 400),
+        ("/create?id=%00", 400),
+        ("/create", 422),
+    ],
+)
+def test_no_page_asks_for_what_is_refused(
+    client: Client, unchanged: Unchanged, link: str, status: int
+) -> None:
+    """X10: a link to something that cannot be, or that this person may not do, is a sentence and
+    no form."""
+    root = factories.user(is_superuser=True)
+    factories.expense()
+    factories.expense("own", submitter=root)
+    factories.expense("approved", State.APPROVED)
+    factories.expense("paid", State.COMPLETED)
+    client.force_login(root)
+    with unchanged():
+        answer = client.get(link)
+    assert answer.status_code == status
+    assert b"<form" not in answer.content
+
+
+@pytest.mark.parametrize(
+    ("form", "status"),
+    [
+        ({"type": "approve", "id": "exp-1"}, 400),
+        ({"type": "payment", "id": "exp-1"}, 400),
+        ({"type": "payment", "id": "nope"}, 400),
+        ({"type": "create", "id": "exp-1"}, 400),
+        ({"type": "create", "id": ""}, 400),
+        ({"type": "create"}, 422),
+    ],
+)
+def test_refused_form_of_the_worker_s_part(
+    local: Client, unchanged: Unchanged, form: dict[str, str], status: int
+) -> None:
+    """E3, E5: a form that cannot be carried out is a page with a sentence; GET is not served."""
+    factories.expense()
+    with unchanged():
+        assert local.post("/carry", form).status_code == status
+        assert local.get("/carry", form).status_code == 405

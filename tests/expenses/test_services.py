@@ -109,11 +109,43 @@ def test_nobody_decides_their_own(
     assert entry.reason.endswith("Nobody decides their own request; ask another approver.")
 
 
+@pytest.mark.parametrize("kind", ["approve", "reject"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_nobody_decides_what_they_created(
+    unchanged: Unchanged, settings: Any, route: Route, kind: str
+) -> None:
+    """X3: who created an expense over the protocol does not decide it, superusers included; another
+    may. On a laptop, in open access, one person may try all of it."""
+    ask, done, refused = ROUTES[route]
+    person = factories.user(is_superuser=True)
+    client = Client(headers=factories.bearer(person))
+    assert client.get("/create?id=exp-1&is_api_call=true").content == b"SUCCEED"
+    expense = Expense.objects.get()
+    assert (expense.opened_by, expense.submitter) == (person, None)
+    with unchanged(refusals=1):
+        assert ask(person, expense, kind) in refused
+    settings.EXPENSES_PROTOCOL_ACCESS = "open"
+    assert ask(person, expense, kind) == done
+
+
+@pytest.mark.parametrize("superuser", [False, True])
+@pytest.mark.parametrize("route", ROUTES)
+def test_who_carries_decides_nothing(unchanged: Unchanged, route: Route, superuser: bool) -> None:
+    """X3: whoever creates, registers, pays and runs steps for others decides none of it, whatever
+    other group they are in."""
+    ask, _, refused = ROUTES[route]
+    person = factories.user(groups.WORKER, groups.APPROVER, is_superuser=superuser)
+    expense = factories.expense()
+    with unchanged(refusals=1):
+        assert ask(person, expense, "approve") in refused
+    assert AuditEntry.objects.latest("pk").reason.endswith("and so decides none.")
+
+
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("path", ["/create?id=new", "/action?id=paid&type=payment"])
 def test_who_may_carry(client: Client, unchanged: Unchanged, path: str, role: str | None) -> None:
-    """X3, X8: the worker alone creates, registers and pays; refusals are audited. Whoever is
-    signed in reads."""
+    """X3, X8, X10: the worker alone creates, registers and pays; refusals are audited. Who neither
+    views all expenses nor carries them does not find another's."""
     factories.expense()
     factories.expense("paid", State.APPROVED)
     headers = factories.bearer(in_role(role))
@@ -129,8 +161,10 @@ def test_who_may_carry(client: Client, unchanged: Unchanged, path: str, role: st
     else:
         with unchanged(refusals=2):
             assert ask() == [(403, b"ERROR:FORBIDDEN")] * 2
-    assert client.get("/status?id=exp-1", headers=headers).content == b"CREATED"
-    assert client.get("/list", headers=headers).status_code == 200
+    found = role not in (None, groups.EMPLOYEE)
+    status = client.get("/status?id=exp-1", headers=headers).content
+    assert status == (b"CREATED" if found else b"ERROR:INVALID_ID")
+    assert (b"exp-1" in client.get("/list", headers=headers).content) is found
 
 
 @pytest.mark.parametrize("verdict", VERDICT_OF_VERB.values())

@@ -401,14 +401,18 @@ def test_methods(no_temporal: None, operator: Program, path: str) -> None:
 
 @pytest.mark.parametrize("group", groups.NAMES)
 def test_who_may(no_temporal: None, group: str) -> None:
-    """J1, J2, X8: operators and workers run jobs; anyone signed in reads."""
+    """J1, J2, X8, X10: operators and workers run jobs; anyone signed in reads how they stand. The
+    workflows of expenses and orders are found by those alone who see all of these."""
     program = Program(group)
     for path in JOBS:
         may = group in (groups.OPERATOR, groups.WORKER)
         details = problem(submit(program, path=path), 503 if may else 403)
         if not may:
             assert details["detail"] == "You may not run jobs; ask for the Operator group."
-        problem(program.get(f"{path.rstrip('/')}/x"), 503)
+        problem(program.get(f"{path.rstrip('/')}/say-hello-workflow-x"), 503)
+        for workflow_id in ("expense_x", "order-x", "x"):
+            found = program.get(f"{path.rstrip('/')}/{workflow_id}")
+            problem(found, 404 if group == groups.EMPLOYEE else 503)
 
 
 def test_anonymous(no_temporal: None, client: Browser) -> None:

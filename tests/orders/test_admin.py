@@ -228,10 +228,10 @@ def test_a_new_product(client: Client) -> None:
 
 
 def test_who_keeps_the_stock(client: Client, unchanged: Unchanged) -> None:
-    """X3: an approver sees it and changes nothing."""
+    """X3: finance sees it and changes nothing."""
     factories.stock()
     lamp = StockItem.objects.get(product_id="SKU-001")
-    client.force_login(factories.user(groups.APPROVER))
+    client.force_login(factories.user(groups.FINANCE))
     assert client.get(STOCK).status_code == 200
     with unchanged():
         assert client.post(f"{STOCK}{lamp.pk}/change/", {"pieces": "1"}).status_code == 403

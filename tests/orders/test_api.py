@@ -778,33 +778,30 @@ def test_session_with_csrf_token(unchanged: Unchanged) -> None:
 # Who sees what
 
 
-SEES_ALL = (groups.APPROVER, groups.FINANCE, groups.AUDITOR, groups.OPERATOR)
+SEES_ORDERS = [name for name in groups.NAMES if name != groups.EMPLOYEE]
+SEES_STOCK = (groups.FINANCE, groups.AUDITOR, groups.OPERATOR)
 
 
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("group", groups.NAMES)
-def test_who_sees_what(group: str) -> None:
-    """X3, design Access: at the root whoever is signed in reads how orders stand; with who ordered
-    them people see their own orders, and those whose work it is all. These alone see the stock,
-    charges and warehouse under /api/v1/."""
+def test_who_sees_what(group: str, place: str) -> None:
+    """X10: at the root and under /api/v1/ alike, an employee finds no order of another, and stock,
+    charges and warehouse are for those whose work they are."""
     program = Program(group)
     own = factories.order("own", submitter=program.user)
     other = factories.order("other", State.COMPLETED)
     charge = Charge.objects.get().charge_id
     everything = ("/inventory", f"/payments/{charge}", "/warehouse")
-    seen = {"own", "other"} if group in SEES_ALL else {"own"}
-    assert set(ids(program.get(f"{V1}/orders"))) == seen
-    assert set(ids(program.get("/orders"))) == {"own", "other"}
+    seen = {"own", "other"} if group in SEES_ORDERS else {"own"}
+    assert set(ids(program.get(f"{place}/orders"))) == seen
     for tail in ("", "/status", "/audit"):
         for ref in (str(other.pk), other.workflow_id):
-            hidden = 200 if "other" in seen else 404
-            at_root = 200 if tail == "/status" else hidden
-            assert program.get(f"/orders/{ref}{tail}").status_code == at_root
-            assert program.get(f"{V1}/orders/{ref}{tail}").status_code == hidden
-        assert program.get(f"{V1}/orders/{own.pk}{tail}").status_code == 200
+            answer = program.get(f"{place}/orders/{ref}{tail}")
+            assert answer.status_code == (200 if "other" in seen else 404)
+        assert program.get(f"{place}/orders/{own.pk}{tail}").status_code == 200
     for path in everything:
-        assert program.get(path).status_code == 200
-        answer = program.get(V1 + path)
-        assert answer.status_code == (200 if group in SEES_ALL else 403)
+        answer = program.get(place + path)
+        assert answer.status_code == (200 if group in SEES_STOCK else 403)
 
 
 @pytest.mark.parametrize("group", groups.NAMES)
@@ -839,6 +836,19 @@ def test_who_may_decide(unchanged: Unchanged, place: str, verb: str, group: str)
         other = f"{place}/orders/order-ord-1/{'reject' if approved else 'approve'}"
         details = problem(send(program, other, reason), 409)
     assert details["detail"].endswith(f" by {program.user.username}.")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_who_may_not_decide_learns_of_no_order(unchanged: Unchanged, place: str) -> None:
+    """X10: the refusal is the same whether there is such an order or not."""
+    program = Program(groups.EMPLOYEE)
+    factories.order("other", State.PENDING)
+    answers = []
+    with unchanged(refusals=1):
+        for workflow_id in ("order-other", "order-nope"):
+            answer = send(program, f"{place}/orders/{workflow_id}/approve")
+            answers.append(problem(answer, 403))
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -927,8 +937,8 @@ def test_cancel(
 
 @pytest.mark.parametrize("group", groups.NAMES)
 def test_who_may_cancel_and_retry(unchanged: Unchanged, group: str) -> None:
-    """X3: operators alone do it to others' orders; whoever sees the order and may not is audited,
-    from others it is hidden under /api/v1/."""
+    """X3, X10: operators alone do it to others' orders; whoever sees the order and may not is
+    refused and audited; others do not find it, on either route."""
     program = Program(group)
     refs = {
         "cancel": factories.order("ord-1", State.PENDING).pk,
@@ -939,7 +949,7 @@ def test_who_may_cancel_and_retry(unchanged: Unchanged, group: str) -> None:
             path = f"{place}/orders/{pk}/{verb}"
             if group == groups.OPERATOR:
                 assert send(program, path).status_code in (200, 202, 409)
-            elif place == V1 and group not in SEES_ALL:
+            elif group not in SEES_ORDERS:
                 with unchanged():
                     problem(send(program, path), 404)
             else:
@@ -1154,11 +1164,11 @@ def test_whole_snapshot(operator: Program, place: str) -> None:
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("group", groups.NAMES)
 def test_who_sees_the_snapshot(group: str) -> None:
-    """X3: at the root whoever is signed in; under /api/v1/ those who may see all of it."""
+    """X10: on either route those alone who may see all of it."""
     program = Program(group)
-    assert program.get("/engine/snapshot").status_code == 200
-    answer = program.get(f"{V1}/engine/snapshot")
-    assert answer.status_code == (200 if group in SEES_ALL else 403)
+    for place in PLACES:
+        answer = program.get(f"{place}/engine/snapshot")
+        assert answer.status_code == (200 if group in SEES_STOCK else 403)
 
 
 class Interrupted(database.Inventory):

@@ -603,5 +603,5 @@ def test_visible_to(name: str) -> None:
     person = factories.user(name)
     own = factories.order("own", submitter=person)
     other = factories.order("other")
-    all_of_them = {own, other} if name not in (groups.EMPLOYEE, groups.WORKER) else {own}
+    all_of_them = {own} if name == groups.EMPLOYEE else {own, other}
     assert set(services.visible_to(person)) == all_of_them

@@ -1,0 +1,72 @@
+"""Requests that another site made a browser send: they never change anything (requirements X8)."""
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from rest_framework import exceptions
+from rest_framework.permissions import SAFE_METHODS, BasePermission
+from rest_framework.request import Request
+
+REFUSAL = "Another site asked for this; nothing is done."
+
+
+def is_cross_site(request: HttpRequest) -> bool:
+    """Whether another site made the browser send this, or the browser only prefetches.
+
+    `Origin` and `Referer` have to name this site, by scheme, host and port, or one of
+    CSRF_TRUSTED_ORIGINS. A request without these headers and without `Sec-Fetch-Site` is a
+    program's, and not cross-site.
+    """
+    header = request.META.get
+    purposes = (header("HTTP_SEC_PURPOSE"), header("HTTP_PURPOSE"), header("HTTP_X_PURPOSE"))
+    return (
+        header("HTTP_SEC_FETCH_SITE", "none") not in ("same-origin", "none")
+        or not all(_is_own(request, header(name)) for name in ("HTTP_ORIGIN", "HTTP_REFERER"))
+        or any("prefetch" in (purpose or "") for purpose in purposes)
+        or header("HTTP_X_MOZ") == "prefetch"
+    )
+
+
+def _is_own(request: HttpRequest, address: str | None) -> bool:
+    if address is None:
+        return True
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    origin = f"{parts.scheme}://{parts.netloc}".lower()
+    own = f"{request.scheme}://{request.get_host()}".lower()
+    return origin in (own, *settings.CSRF_TRUSTED_ORIGINS)
+
+
+class NotCrossSite(BasePermission):
+    """For REST views: refuses what another site asks for, unless it only reads."""
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        if request.method not in SAFE_METHODS and is_cross_site(request._request):
+            raise exceptions.PermissionDenied(REFUSAL)
+        return True
+
+
+class Middleware:
+    """The same for the admin, the sign-in and every other view that is not REST's.
+
+    REST and protocol views answer for themselves, in their own format and order of answers.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        return self._get_response(request)
+
+    def process_view(
+        self, request: HttpRequest, view: Callable[..., HttpResponse], *_: object
+    ) -> HttpResponse | None:
+        answers_itself = hasattr(view, "cls")  # as DRF marks its views
+        if answers_itself or request.method in SAFE_METHODS or not is_cross_site(request):
+            return None
+        return HttpResponse(f"{REFUSAL}\n", "text/plain; charset=utf-8", 403)
