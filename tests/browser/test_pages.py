@@ -102,7 +102,7 @@ def test_the_open_list_stays_true_and_decides(page: Page) -> None:
     page.get_by_role("button", name="APPROVE lunch").click()
     expect(rows.nth(0)).to_contain_text("APPROVED")
     page.get_by_role("button", name="REJECT taxi").click()
-    expect(page.get_by_text("Why is taxi rejected?")).to_be_visible()
+    expect(page.get_by_role("heading", name="Reject taxi?")).to_be_visible()
     assert state("taxi") == State.CREATED
     page.get_by_role("textbox").fill("no receipt")
     page.get_by_role("button", name="REJECT").click()
@@ -110,6 +110,28 @@ def test_the_open_list_stays_true_and_decides(page: Page) -> None:
     decision = Expense.objects.get(expense_id="taxi").decision
     assert decision is not None
     assert (decision.actor, decision.route, decision.reason) == ("ada", "page", "no receipt")
+
+
+def test_a_link_asks_and_a_click_decides(page: Page) -> None:
+    """E3, X8: a signed-in person who follows a link to a decision is asked first, with what the
+    expense is. No button has the focus, or a key that another page made them hold would decide."""
+    employee = factories.user(groups.EMPLOYEE, username="emil")
+    for expense_id in ("lunch", "taxi"):
+        factories.expense(expense_id, submitter=employee)
+    page.goto("/action?type=approve&id=lunch")
+    expect(page.get_by_role("heading", name="Approve lunch?")).to_be_visible()
+    expect(page.get_by_text("12.50 EUR, Café, submitted by emil")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Approve lunch?")).to_be_visible()
+    assert state("lunch") == State.CREATED
+    page.get_by_role("button", name="APPROVE").press("Enter")
+    expect(page.locator("tbody tr").nth(0)).to_contain_text("APPROVED")
+
+    page.goto("/action?type=reject&id=taxi")
+    page.get_by_label("Why is it rejected?").fill("no receipt")
+    assert state("taxi") == State.CREATED
+    page.get_by_role("button", name="REJECT").click()
+    expect(page.locator("tbody tr").nth(1)).to_contain_text("REJECTED")
 
 
 def test_the_admin_decides_and_shows_the_trail(page: Page) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -56,7 +57,7 @@ def main() -> int:
             found = FAILED.search(output)
             missed += found is None
             by = found.group(1) if found else f"NOT CAUGHT (pytest ended with {code})"
-            table.add_row(defect.name, defect.path, by, f"{time.monotonic() - began:.0f}")
+            table.add_row(defect.name, defect.path, escape(by), f"{time.monotonic() - began:.0f}")
         progress.update(bar, advance=1)
     console.print(table)
     console.print(f"{len(defects) - missed} of {len(defects)} caught")
