@@ -37,6 +37,8 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     list_display: ClassVar = ["at", "subject", "subject_id", "event", "actor", "route", "reason"]
     list_filter: ClassVar = ["event", "route"]
     search_fields: ClassVar = ["subject_id", "actor"]
+    # Not the user: that would be a link to a page that most people are refused.
+    fields: ClassVar = list_display
     ordering: ClassVar = ["-at"]
     show_full_result_count = False
 
@@ -116,6 +118,11 @@ class DecidableAdmin(ReadOnlyAdmin):
         if row.outcome in _NOTIFIED:
             return "started" if row.message == handlers.START_WORKFLOW else "notified"
         return "conflict" if row.outcome == Outcome.CONFLICT else "undeliverable"
+
+    @display(description="submitter")
+    def submitted_by(self, row: Any) -> str | None:
+        """By name; the field itself would be a link to a page that most people are refused."""
+        return row.submitter and row.submitter.get_username()
 
     def decided_at(self, row: Any) -> Any:
         return row.decision and localize(row.decision.at)

@@ -52,7 +52,7 @@ class ExpenseAdmin(DecidableAdmin):
     search_fields: ClassVar = ["expense_id", "expense_id__contains", "merchant", "description"]
     actions: ClassVar = [*DecidableAdmin.actions, "withdraw"]
     fieldsets: ClassVar = [
-        (None, {"fields": ["expense_id", "state", "money", "submitter", "created_at"]}),
+        (None, {"fields": ["expense_id", "state", "money", "submitted_by", "created_at"]}),
         ("Details", {"fields": ["merchant", "category", "description", "incurred_on"]}),
         ("Decision and payment", {"fields": ["decision", "decided_at", "reason", "paid_at"]}),
         ("Workflow", {"fields": ["workflow_id", "delivery", "registered_at"]}),

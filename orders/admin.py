@@ -71,7 +71,7 @@ class OrderAdmin(DecidableAdmin):
     ]
     actions: ClassVar = [*DecidableAdmin.actions, "cancel", "retry"]
     fieldsets: ClassVar = [
-        (None, {"fields": ["order_id", "state", "ordered", "money", "submitter", "created_at"]}),
+        (None, {"fields": ["order_id", "state", "ordered", "money", "submitted_by", "created_at"]}),
         (
             "Customer",
             {

@@ -1,0 +1,156 @@
+"""Every page as every role: what is offered is permitted (requirements X10)."""
+
+import re
+from html import unescape
+from typing import Any, Final
+from urllib.parse import urljoin, urlsplit
+
+import pytest
+from django.contrib.auth.models import User
+from django.contrib.messages import ERROR, WARNING, get_messages
+from django.db import transaction
+from django.test import Client
+
+from access import groups
+from approvals.models import AuditEntry
+from expenses.models import State as ExpenseState
+from orders import integrations, services
+from orders.models import Order
+from orders.models import State as OrderState
+from outbox.models import Message, Outcome
+from tests import factories
+from tests.routes import people
+from tests.routes.people import NOBODY, ROLES, ROOT
+
+pytestmark = pytest.mark.django_db
+
+EXPENSES, ORDERS, OUTBOX = (
+    f"/admin/{name}/" for name in ("expenses/expense", "orders/order", "outbox/message")
+)
+DECIDE: Final = {"approve", "reject"}
+# The actions that a role finds on each list; on any other page there is none.
+EXPECTED: Final[dict[str, dict[str, set[str]]]] = {
+    NOBODY: {},
+    groups.EMPLOYEE: {EXPENSES: {"withdraw"}, ORDERS: {"cancel"}},
+    groups.APPROVER: {EXPENSES: DECIDE, ORDERS: DECIDE},
+    groups.FINANCE: {},
+    groups.AUDITOR: {},
+    groups.OPERATOR: {ORDERS: {"cancel", "retry"}, OUTBOX: {"retry"}},
+    groups.WORKER: {ORDERS: {"cancel"}},
+    ROOT: {
+        EXPENSES: DECIDE | {"withdraw"},
+        ORDERS: DECIDE | {"cancel", "retry"},
+        OUTBOX: {"retry"},
+        "/admin/auth/user/": {"delete_selected"},
+        "/admin/auth/group/": {"delete_selected"},
+    },
+}
+
+
+def records_of(person: User) -> None:
+    """Something in each state, the person's own and another's."""
+    other = factories.user(groups.EMPLOYEE)
+    for name, submitter in (("own", person), ("other", other)):
+        for state in ExpenseState:
+            factories.expense(f"{name}-{state}", state, submitter=submitter)
+        for order_state in OrderState:
+            factories.order(f"{name}-{order_state}", order_state, submitter=submitter)
+    Message.objects.filter(key__startswith="expense-start:own").update(
+        outcome=Outcome.UNDELIVERABLE, settled_at=factories.NOW
+    )
+
+
+def links(html: str, at: str) -> set[str]:
+    """The pages of this site to which a page leads."""
+    found = {urljoin(at, unescape(href)) for href in re.findall(r'<a\b[^>]*?href="([^"]*)"', html)}
+    return {
+        url.partition("#")[0]
+        for url in found
+        if url.startswith("/") and not urlsplit(url).path.startswith("/static/")
+    }
+
+
+def buttons(html: str) -> list[tuple[str, dict[str, str]]]:
+    """The forms of a page that act: where each sends what."""
+    found = []
+    for form in re.findall(r'<form[^>]*method="post".*?</form>', html, re.DOTALL):
+        target = re.search(r'action="([^"]*)"', form)
+        fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form))
+        pressed = re.findall(r'<button[^>]*name="(action|type)" value="(\w+)"', form)
+        found += [
+            (target.group(1) if target else "", {**fields, name: value, "reason": "as read"})
+            for name, value in pressed
+        ]
+    return found
+
+
+def offered(html: str) -> set[str]:
+    """The actions of a list."""
+    select = re.search(r'<select[^>]*name="action".*?</select>', html, re.DOTALL)
+    values = re.findall(r'<option value="(\w+)"', select.group(0)) if select else []
+    return set(values)
+
+
+def is_accepted(client: Client, target: str, form: dict[str, Any]) -> bool:
+    """Whether what is offered is done; it is taken back."""
+    refusals = AuditEntry.objects.filter(event="refused")
+    point = transaction.savepoint()
+    before = refusals.count()
+    client.cookies.pop("messages", None)  # what an earlier answer told
+    response = client.post(target, form)
+    told = {message.level for message in get_messages(response.wsgi_request)}
+    refused = refusals.count() > before or bool(told & {ERROR, WARNING})
+    transaction.savepoint_rollback(point)
+    return response.status_code in (200, 302) and not refused
+
+
+@pytest.fixture(autouse=True)
+def _snapshot_within_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The product reads a snapshot in a transaction of its own, which cannot be inside a test's."""
+
+    def snapshot() -> services.Snapshot:
+        return services.Snapshot(
+            list(Order.objects.all()),
+            integrations.inventory().snapshot(),
+            integrations.payments().snapshot(),
+            integrations.warehouse().snapshot(),
+        )
+
+    monkeypatch.setattr(services, "snapshot", snapshot)
+
+
+@pytest.mark.parametrize("role", [role for role in ROLES if role != people.ANONYMOUS])
+def test_no_page_offers_what_is_refused(role: str) -> None:
+    """X10: no link leads to a refusal, no button and no action of a list is refused, and each role
+    finds the actions that are its work."""
+    person = people.person(role)
+    assert person is not None
+    records_of(person)
+    client = people.browser(person)
+    to_see, seen = ["/admin/", "/list"], set()
+    lists: dict[str, set[str]] = {}
+    while to_see:
+        url = to_see.pop()
+        path = urlsplit(url).path
+        if url in seen or path == "/admin/logout/":
+            continue
+        seen.add(url)
+        response = client.get(url, follow=True)
+        assert response.status_code == 200, f"{url} is offered, and answers {response.status_code}"
+        html = response.content.decode()
+        # A list that is sorted, or filtered twice, offers no other links.
+        to_see += [link for link in links(html, url) if not re.search(r"&|\?(o|p|all)=", link)]
+        for target, form in buttons(html):
+            assert is_accepted(client, target, form), f"{url} offers {form}"
+        if (actions := offered(html)) and url == path:
+            lists[path] = actions
+            rows = re.findall(r'name="_selected_action" value="([^"]+)"', html)
+            for action in actions if rows else ():
+                assert any(
+                    is_accepted(
+                        client, path, {"action": action, "_selected_action": row, "reason": "r"}
+                    )
+                    for row in rows
+                ), f"{url} offers {action} for no row"
+    assert lists == EXPECTED[role]
+    assert len(seen) >= 2
