@@ -1,23 +1,85 @@
-"""The admin's common ground: users and groups in the product's look, and read-only records."""
+"""The admin's common ground: what a list may be asked for, users and groups in the product's look,
+and read-only records."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import IncorrectLookupParameters, ShowFacets
+from django.contrib.admin.views.main import ORDER_VAR
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
 from django.core.exceptions import ValidationError
+from django.core.paginator import InvalidPage
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.utils.text import smart_split
 from knox.models import AuthToken
 from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+from unfold.views import ChangeList
 
-from access.text import TEXT_LENGTH
+from access.text import SEARCH_LENGTH, search_fault
 
 
-class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
+class OwnFiltersList(ChangeList):  # type: ignore[misc]
+    """A list that is narrowed by the parameters of its own filters, and by no others.
+
+    Django takes any lookup on a field of the model: a regular expression stalls the database, and
+    a lookup across relations reads what its asker may not see. Such a request is sent back to the
+    list, with `?e=1` (requirements X11).
+    """
+
+    def get_filters(self, request: HttpRequest) -> Any:
+        if any("\0" in value for values in self.get_filters_params().values() for value in values):
+            raise IncorrectLookupParameters("No database stores NUL.")
+        # A list is sorted once by each column. SQLite counts them, and fails beyond its limit.
+        if self.params.get(ORDER_VAR, "").count(".") >= len(self.list_display):
+            raise IncorrectLookupParameters("The list has fewer columns than it is sorted by.")
+        found = super().get_filters(request)
+        # Each filter has taken its own parameters out.
+        if foreign := found[2]:
+            raise IncorrectLookupParameters(f"No filter has the parameters {sorted(foreign)}.")
+        return found
+
+
+class BoundedAdmin(ModelAdmin):  # type: ignore[misc]
+    """What every list and page of the admin may be asked for in its address."""
+
+    # They count all rows once for each choice of each filter.
+    show_facets: ClassVar = ShowFacets.NEVER
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return OwnFiltersList
+
+    def to_field_allowed(self, request: HttpRequest, to_field: str) -> bool:
+        """The primary key alone. Django's own rule fails for the name of a reverse relation."""
+        return to_field == str(self.opts.pk.name)
+
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> Any:
+        """None for an id with NUL, which PostgreSQL refuses to compare."""
+        return None if "\0" in object_id else super().get_object(request, object_id, from_field)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Nothing for a search that costs too much, with a sentence for the person, and for NUL,
+        which no database stores."""
+        terms = len(list(smart_split(search_term[: SEARCH_LENGTH + 1])))
+        if fault := search_fault(search_term, terms=terms):
+            messages.warning(request, fault)
+        if fault or "\0" in search_term:
+            return queryset.none(), False
+        found: tuple[QuerySet[Any], bool] = super().get_search_results(
+            request, queryset, search_term
+        )
+        return found
+
+
+class ReadOnlyAdmin(BoundedAdmin):
     """Records that services write: the admin shows them and changes none."""
 
     def has_add_permission(self, request: HttpRequest, *args: Any) -> bool:
@@ -28,17 +90,6 @@ class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
-
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
-    ) -> tuple[QuerySet[Any], bool]:
-        """Nothing for what no database searches for: NUL, and texts beyond any stored one."""
-        if len(search_term) > TEXT_LENGTH or "\0" in search_term:
-            return queryset.none(), False
-        found: tuple[QuerySet[Any], bool] = super().get_search_results(
-            request, queryset, search_term
-        )
-        return found
 
     def response_action(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
         """Act on the ticked rows alone: nobody acts on rows that they did not see (X4). A row that
@@ -66,12 +117,27 @@ admin.site.unregister(AuthToken)
 
 
 @admin.register(User)
-class UserAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[type-arg, misc]
+class UserAdmin(DjangoUserAdmin, BoundedAdmin):  # type: ignore[type-arg]
     form = UserChangeForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
 
 
 @admin.register(Group)
-class GroupAdmin(DjangoGroupAdmin, ModelAdmin):  # type: ignore[misc]
+class GroupAdmin(DjangoGroupAdmin, BoundedAdmin):
     pass
+
+
+_unfold: Any = admin.site
+_find_pages = _unfold.search
+
+
+def _search_pages(request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+    """Unfold's search for pages by name, which fails for a page of results that is not there."""
+    try:
+        return _find_pages(request, extra_context)
+    except (InvalidPage, ValueError):
+        raise Http404 from None
+
+
+_unfold.search = _search_pages

@@ -1,7 +1,8 @@
 """What ids and texts from outside may contain (design rule 7)."""
 
+import re
 import unicodedata
-from typing import Any
+from typing import Any, Final
 
 from django.core.exceptions import ValidationError
 from django.db import models
@@ -9,27 +10,47 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 ID_LENGTH = 100
 TEXT_LENGTH = 2000
+SEARCH_LENGTH: Final = 200
+SEARCH_TERMS: Final = 5
+
+ID_RULE: Final = (
+    f"1 to {ID_LENGTH} characters, is not blank and has no control, bidirectional or zero-width "
+    "characters"
+)
+
+# Unicode's Default_Ignorable_Code_Point: characters that are drawn as nothing. They are of several
+# categories; Python's tables do not have the property.
+_IGNORABLE: Final = (
+    r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    r"\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    r"\U000e0000-\U000e0fff"
+)
+# They choose the shape of the character before them: emoji, Persian and Japanese names need them.
+_SHAPING: Final = r"\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef"
+# Control and format characters, lone surrogates, separators of lines and paragraphs.
+_NOT_IN_IDS: Final = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_INVISIBLE: Final = re.compile(rf"[{_IGNORABLE}]")
+_MARKED: Final = re.compile(rf"[{_IGNORABLE}\u2028\u2029\ufff9-\ufffb](?<![{_SHAPING}])")
 
 
 def is_opaque_id(value: str, max_length: int = ID_LENGTH) -> bool:
-    """Whether `value` may be an id: 1 to `max_length` characters, not blank, no control
-    characters, no U+FFFD (what undecodable bytes become). Ids are never trimmed."""
+    """Whether `value` may be an id: 1 to `max_length` characters, not blank, no control,
+    bidirectional or zero-width characters, no U+FFFD (what undecodable bytes become). Two ids that
+    look alike would be decided for each other. Ids are never trimmed."""
     return (
         len(value) <= max_length
         and not value.isspace()
         and value != ""
         and "\ufffd" not in value
-        and not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+        and not any(unicodedata.category(character) in _NOT_IN_IDS for character in value)
+        and not _INVISIBLE.search(value)
     )
 
 
 def validate_opaque_id(value: str) -> None:
     """Raise ValidationError unless `value` is an opaque id of at most 100 characters."""
     if not is_opaque_id(value):
-        raise ValidationError(
-            f"An id has 1 to {ID_LENGTH} characters, is not blank and has no control characters.",
-            code="invalid_id",
-        )
+        raise ValidationError(f"An id has {ID_RULE}.", code="invalid_id")
 
 
 def clean_text(value: str, *, field: str) -> str:
@@ -44,6 +65,25 @@ def clean_text(value: str, *, field: str) -> str:
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
         raise ValidationError(f"The {field} has characters that cannot be stored; remove them.")
     return value
+
+
+def mark_invisible(text: str) -> str:
+    """`text` with a visible mark, such as ‹U+202E›, for each bidirectional or zero-width character.
+
+    Characters that shape the one before them, as in emoji, stay."""
+    return _MARKED.sub(lambda found: f"‹U+{ord(found[0]):04X}›", text)
+
+
+def search_fault(search: str, *, terms: int = 1) -> str:
+    """Why nothing is searched for, as a sentence for the person; "" where the search is made.
+
+    Each term is one more comparison with every row (requirements X11).
+    """
+    if len(search) > SEARCH_LENGTH:
+        return f"A search has at most {SEARCH_LENGTH} characters; shorten it."
+    if terms > SEARCH_TERMS:
+        return f"A search has at most {SEARCH_TERMS} words; leave some out."
+    return ""
 
 
 class OpaqueIdField(models.CharField):  # type: ignore[type-arg]

@@ -33,7 +33,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from access import actors, cross_site, protocol
-from access.text import ID_LENGTH, clean_text, is_opaque_id
+from access.text import ID_LENGTH, ID_RULE, clean_text, is_opaque_id, search_fault
 from approvals import services as approvals
 from approvals.models import VERDICT_OF_VERB, Route
 from expenses import services
@@ -287,7 +287,10 @@ class ListView(ProtocolView):
             .only("expense_id", "state", "submitter_id", "opened_by_id")
             .filter(expense_id__gt=after)
         )
-        if search:
+        fault = search_fault(search)
+        if fault:
+            expenses = expenses.none()
+        elif search:
             # icontains folds ASCII letters alone where ids are compared by code point.
             found = Q(expense_id__icontains=search) | Q(expense_id__contains=search)
             expenses = expenses.filter(found) if len(search) <= ID_LENGTH else expenses.none()
@@ -298,6 +301,7 @@ class ListView(ProtocolView):
             "expenses": page,
             "version": version,
             "search": search,
+            "fault": fault,
             "after": after,
             "next": len(rows) > PAGE_ROWS
             and urlencode({"q": search, "after": page[-1].expense_id}),
@@ -500,8 +504,7 @@ def _valid_id(expense_id: str) -> str:
     if not is_opaque_id(expense_id):
         raise ProtocolError(
             "INVALID_ID",
-            "This is not an expense id: it has 1 to 100 characters, is not blank and has no "
-            "control characters.",
+            f"This is not an expense id: it has {ID_RULE}.",
         )
     return expense_id
 

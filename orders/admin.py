@@ -15,12 +15,11 @@ from django.utils.formats import localize
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import mark_safe
 from django.utils.timesince import timeuntil
-from unfold.admin import ModelAdmin
 from unfold.decorators import display
 from unfold.widgets import UnfoldAdminIntegerFieldWidget
 
 from access.actors import Actor
-from access.admin import ReadOnlyAdmin
+from access.admin import BoundedAdmin, ReadOnlyAdmin
 from approvals import services as approvals
 from approvals.admin import DecidableAdmin, TrailRow, with_delivery
 from approvals.models import Route
@@ -233,7 +232,7 @@ class StockItemForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 @admin.register(StockItem)
-class StockItemAdmin(ModelAdmin):  # type: ignore[misc]
+class StockItemAdmin(BoundedAdmin):
     form = StockItemForm
     list_display: ClassVar = ["product_id", "name", "price", "available", "reserved"]
     search_fields: ClassVar = ["product_id", "name"]

@@ -18,9 +18,8 @@ from django.utils.formats import localize
 from django.utils.html import format_html
 from django.utils.timesince import timesince
 from unfold.decorators import action, display
-from unfold.views import ChangeList
 
-from access.admin import ReadOnlyAdmin
+from access.admin import OwnFiltersList, ReadOnlyAdmin
 from outbox import delivery, health, services, subjects
 from outbox.models import NEEDS_ATTENTION, Message, Outcome
 
@@ -91,7 +90,7 @@ _SHOWN: dict[str, Callable[[QuerySet[Message]], QuerySet[Message]]] = {
 }
 
 
-class MessageList(ChangeList):  # type: ignore[misc]
+class MessageList(OwnFiltersList):
     """What is open comes first; a search looks at everything."""
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """What ids and texts may contain (design rule 7)."""
 
+import sys
+import unicodedata
+
 import pytest
 from django.core.exceptions import ValidationError
 
@@ -13,7 +16,29 @@ IDS = {
     "é": True,
     "e\u0301": True,
     "a/b?c=d&e#f%": True,
-    "\u200b": True,
+    "نام": True,
+    "日本": True,
+    # Bidirectional, zero-width, and drawn as nothing: of several categories.
+    "\u200b": False,
+    "a\u200db": False,
+    "a\u202eb": False,
+    "a\u2066": False,
+    "a\u061c": False,
+    "\ufeffa": False,
+    "a\u00ad": False,
+    "a\u2028": False,
+    "a\u2029": False,
+    "a\u2065": False,
+    "a\u034f": False,
+    "a\u115f": False,
+    "a\u3164": False,
+    "a\uffa0": False,
+    "a\u17b4": False,
+    "a\u180b": False,
+    "a\ufe0f": False,
+    "a\U000e0100": False,
+    "a\U000e0041": False,
+    "a\U0001d173": False,
     "": False,
     " ": False,
     "\u00a0\u2003": False,
@@ -30,7 +55,8 @@ IDS = {
 
 @pytest.mark.parametrize(("value", "opaque"), IDS.items(), ids=map(ascii, IDS))
 def test_opaque_id(value: str, opaque: bool) -> None:
-    """E8: 1 to 100 characters, not blank, no control characters, no U+FFFD."""
+    """E8: 1 to 100 characters, not blank, no control, bidirectional or zero-width characters, no
+    U+FFFD."""
     assert text.is_opaque_id(value) is opaque
     if opaque:
         text.validate_opaque_id(value)
@@ -59,3 +85,31 @@ def test_unstorable_text(value: str) -> None:
 def test_clean_text(value: str, clean: str) -> None:
     """E4: the white space around a text goes, that inside stays."""
     assert text.clean_text(value, field="reason") == clean
+
+
+def test_every_format_character_is_refused_in_ids() -> None:
+    """E8: whatever Unicode counts as a format character or as a separator of lines."""
+    refused = [
+        chr(point)
+        for point in range(sys.maxunicode + 1)
+        if unicodedata.category(chr(point)) in ("Cf", "Zl", "Zp")
+    ]
+    assert len(refused) > 160
+    assert not [character for character in refused if text.is_opaque_id(f"a{character}")]
+
+
+@pytest.mark.parametrize(
+    "character", "\u202e\u2066\u200b\u200f\u061c\u00ad\ufeff\u2028\u3164\U000e0041"
+)
+def test_what_cannot_be_seen_is_marked(character: str) -> None:
+    """X8: by its code point."""
+    assert text.mark_invisible(f"a{character}b") == f"a‹U+{ord(character):04X}›b"
+
+
+@pytest.mark.parametrize(
+    "plain",
+    ["", "Café: “5 €”…", "می\u200cروم", "👩\u200d💻", "❤\ufe0f", "葛\U000e0100", "\u0600"],
+)
+def test_what_shapes_a_letter_is_not_marked(plain: str) -> None:
+    """X8: texts of any language stay as they are."""
+    assert text.mark_invisible(plain) == plain

@@ -33,7 +33,7 @@ def refusal(*arguments: str) -> str:
 )
 def test_unusable_id(arguments: list[str]) -> None:
     """E13: an id that breaks design rule 7; of several ids, the longest decides."""
-    assert refusal(*arguments).startswith("The ID is not usable: 1 to 100 characters")
+    assert refusal(*arguments).startswith("The ID is not usable: an id has 1 to 100 characters,")
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "x", "1.5", ""])

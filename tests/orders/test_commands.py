@@ -433,7 +433,8 @@ class TestRefused:
                 '{"lines": [{"product_id": "SKU-001", "quantity": 1}, {"product_id": " "}],'
                 '"customer_id": "c", "payment_method": "p"}',
                 "lines[1].product_id: An id has 1 to 100 characters, is not blank and has no "
-                "control characters.\nlines[1].quantity: This field is required.",
+                "control, bidirectional or zero-width characters.\n"
+                "lines[1].quantity: This field is required.",
             ),
             (
                 '{"product_id": "SKU-001", "customer_id": "c", "payment_method": "p"}',

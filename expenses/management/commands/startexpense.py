@@ -12,7 +12,7 @@ from django.urls import reverse
 from rich.console import Console
 from rich.progress import Progress
 
-from access.text import is_opaque_id
+from access.text import ID_RULE, is_opaque_id
 from expenses.models import Expense
 from outbox import client
 from outbox.commands import TemporalCommand
@@ -104,9 +104,7 @@ def _ids(first: str | None, count: int) -> list[str]:
     name = f"exp_{uuid.uuid4().hex[:8]}" if first is None else first
     ids = [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
     if not all(map(is_opaque_id, ids)):
-        raise CommandError(
-            "The ID is not usable: 1 to 100 characters, not blank, no control characters."
-        )
+        raise CommandError(f"The ID is not usable: an id has {ID_RULE}.")
     try:
         there = Expense.objects.filter(expense_id__in=ids).order_by("expense_id").first()
     except DatabaseError as error:
