@@ -5,6 +5,7 @@ it is read here, below the real environment, so that any other command sees the 
 The README lists the variables.
 """
 
+import ipaddress
 import logging
 import os
 from datetime import timedelta
@@ -57,6 +58,19 @@ if EXPENSES_PROTOCOL_ACCESS not in ("token", "open", "off"):
     raise ImproperlyConfigured(
         f"EXPENSES_PROTOCOL_ACCESS is {EXPENSES_PROTOCOL_ACCESS!r}; it must be token, open or off."
     )
+# The reverse proxies before this site: addresses or networks. From them, and from nobody else,
+# X-Forwarded-Proto, -Host and -For say what the client asked for (access.proxies).
+_proxies: list[str] = env.list("TRUSTED_PROXIES", [])
+try:
+    TRUSTED_PROXIES = [ipaddress.ip_network(proxy.strip()) for proxy in _proxies]
+except ValueError as error:
+    raise ImproperlyConfigured(
+        f"TRUSTED_PROXIES must list IP addresses or networks, as 10.0.0.7,10.1.0.0/16: {error}."
+    ) from None
+# How many of our proxies append to X-Forwarded-For.
+PROXY_HOPS = env.int("PROXY_HOPS", 1)
+if not 1 <= PROXY_HOPS <= 10:
+    raise ImproperlyConfigured("PROXY_HOPS must be a number from 1 to 10.")
 # Threads of a web process; at most half of them may hold a request that waits.
 WEB_THREADS = env.int("WEB_THREADS", 16)
 # Where the worker and the commands find this site.
@@ -100,6 +114,8 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "access.proxies.Middleware",
+    "access.pages.Middleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "csp.middleware.CSPMiddleware",
@@ -174,6 +190,19 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.bool("COOKIES_OVER_HTTPS_ONLY",
 # Over plain HTTP browsers do not say that another site sent a request, and the plain protocol
 # changes state by GET; so there another site's links carry no session at all.
 SESSION_COOKIE_SAMESITE = "Lax" if SESSION_COOKIE_SECURE else "Strict"
+# For so long browsers ask for this host over HTTPS only; sent over HTTPS alone.
+SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 0)
+SECURE_HSTS_INCLUDE_SUBDOMAINS = env.bool("HSTS_INCLUDE_SUBDOMAINS", False)
+if SECURE_HSTS_SECONDS < 0:
+    raise ImproperlyConfigured("HSTS_SECONDS must be a number from 0.")
+SILENCED_SYSTEM_CHECKS = [
+    # The owner of the domain decides whether its other hosts speak HTTPS only, and whether browsers
+    # ship with that rule.
+    "security.W005",
+    "security.W021",
+    # The proxy redirects to HTTPS. The worker and the probes speak plain HTTP inside.
+    "security.W008",
+]
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [SELF],
@@ -217,7 +246,14 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "filters": {"one_line": {"()": "access.logs.OneLine"}},
+    "handlers": {
+        "stderr": {
+            "class": "logging.StreamHandler",
+            "formatter": "line",
+            "filters": ["one_line"],
+        }
+    },
     "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
     "loggers": {
         # httpx logs each request's URL at INFO; the worker logs what matters itself.

@@ -4,8 +4,10 @@ import os
 
 from django.core.wsgi import get_wsgi_application
 
+from access.charset import Utf8Only
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "expensesite.settings")
-application = get_wsgi_application()
+application = Utf8Only(get_wsgi_application())
 
 from outbox import deliverer  # noqa: E402  (needs the apps)
 

@@ -1,6 +1,7 @@
 """What a person sets wrong is one sentence (design rule 8)."""
 
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,10 @@ GOOD = {
         ({"EXPENSES_FERNET_KEYS": ""}, "EXPENSES_FERNET_KEYS is not set."),
         ({"EXPENSES_FERNET_KEYS": "abc"}, "EXPENSES_FERNET_KEYS holds something that is no key."),
         ({"EXPENSES_PROTOCOL_ACCESS": "all"}, "EXPENSES_PROTOCOL_ACCESS is 'all'; it must be"),
+        ({"TRUSTED_PROXIES": "10.0.0.7, proxy"}, "TRUSTED_PROXIES must list IP addresses"),
+        ({"TRUSTED_PROXIES": "10.1.2.3/16"}, "TRUSTED_PROXIES must list IP addresses"),
+        ({"PROXY_HOPS": "0"}, "PROXY_HOPS must be a number from 1 to 10."),
+        ({"HSTS_SECONDS": "-1"}, "HSTS_SECONDS must be a number from 0."),
         ({"WEB_THREADS": "many"}, 'Environment variable "WEB_THREADS" invalid'),
     ],
     ids=str,
@@ -37,3 +42,47 @@ def test_a_wrong_setting_is_named(wrong: dict[str, str], said: str, tmp_path: Pa
     assert checked.returncode == 1
     assert checked.stderr.startswith(said)
     assert checked.stderr.count("\n") == 1
+
+
+def test_a_deployment_as_documented_passes_its_check(tmp_path: Path) -> None:
+    """X8: `check --deploy` is silent with the settings of docs/operations.md, so that whatever it
+    says is news."""
+    deployment = {
+        "SECRET_KEY": secrets.token_urlsafe(50),
+        "ALLOWED_HOSTS": "expenses.example",
+        "COOKIES_OVER_HTTPS_ONLY": "true",
+        "HSTS_SECONDS": "31536000",
+        "TRUSTED_PROXIES": "10.0.0.7,10.1.0.0/16,2001:db8::1",
+        "EXPENSES_PROTOCOL_ACCESS": "token",
+    }
+    checked = subprocess.run(
+        [sys.executable, MANAGE, "check", "--deploy", "--fail-level", "INFO"],
+        env={"PATH": os.environ["PATH"], "EXPENSES_DATA_DIR": str(tmp_path), **GOOD, **deployment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert checked.stdout == "System check identified no issues (3 silenced).\n"
+
+
+def test_the_session_of_a_deployment_travels_over_https_alone(tmp_path: Path) -> None:
+    """X8: both cookies; over HTTPS browsers say which site asked, so a link in a mail may carry the
+    session."""
+    told = subprocess.run(
+        [
+            *(sys.executable, MANAGE, "shell", "--no-imports", "-c"),
+            "from django.conf import settings as s; print(s.SESSION_COOKIE_SECURE, "
+            "s.CSRF_COOKIE_SECURE, s.SESSION_COOKIE_SAMESITE, s.SESSION_COOKIE_HTTPONLY)",
+        ],
+        env={
+            "PATH": os.environ["PATH"],
+            "EXPENSES_DATA_DIR": str(tmp_path),
+            **GOOD,
+            "COOKIES_OVER_HTTPS_ONLY": "true",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == "True True Lax True\n"

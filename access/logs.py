@@ -1,0 +1,18 @@
+"""What the log says of refused requests."""
+
+import logging
+
+
+class OneLine(logging.Filter):
+    """Log an answer below 500 in one line.
+
+    Django adds a traceback to each 403 and 400 and logs their text as it is. The request is at
+    fault there and not the site, and its text may hold line breaks that would forge further lines.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if 400 <= getattr(record, "status_code", 0) < 500:
+            record.msg = record.getMessage().encode("unicode_escape").decode("ascii")
+            record.args = None
+            record.exc_info = record.exc_text = None
+        return True
