@@ -17,7 +17,7 @@ from django.http import Http404
 from django.shortcuts import get_object_or_404
 from django.utils import timezone
 from rest_framework import exceptions, generics, serializers
-from rest_framework.pagination import CursorPagination
+from rest_framework.pagination import Cursor, CursorPagination
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -110,6 +110,19 @@ class NewestFirst(CursorPagination):
     page_size = 100
     page_size_query_param = "page_size"
     max_page_size = 1000
+
+    def decode_cursor(self, request: Request) -> Cursor | None:
+        """Read the place in the list, a time in UTC. Raises NotFound where it is none, as for a
+        time in year 1 that is in year 0 in UTC, which no database compares."""
+        cursor = super().decode_cursor(request)
+        if cursor is None or cursor.position is None:
+            return cursor
+        try:
+            position = serializers.DateTimeField().run_validation(cursor.position)
+        except exceptions.ValidationError:
+            raise exceptions.NotFound(self.invalid_cursor_message) from None
+        # The stubs know of numbers only.
+        return cursor._replace(position=str(position))  # type: ignore[arg-type]
 
 
 class ExpensePagination(NewestFirst):
