@@ -35,6 +35,17 @@ class TooLarge(exceptions.APIException):
     default_detail = "The body is too large; send less."
 
 
+class TooMany(exceptions.APIException):
+    """A person asks for more than one person may; `wait` is the seconds in Retry-After."""
+
+    status_code = HTTPStatus.TOO_MANY_REQUESTS
+    default_code = "too_many"
+
+    def __init__(self, detail: str, *, wait: int) -> None:
+        super().__init__(detail)
+        self.wait = wait
+
+
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
     """`{"type", "title", "status", "detail", "errors"?}` as application/problem+json.
 

@@ -141,6 +141,9 @@ class AuditEntry(Record):
         indexes = [
             models.Index(fields=["subject", "subject_id", "at"], name="audit_by_subject"),
             models.Index(fields=["-at"], name="audit_newest_first"),
+            models.Index(
+                fields=["by", "-at"], name="audit_submitted_by", condition=Q(event="submitted")
+            ),
         ]
 
     def __str__(self) -> str:

@@ -1,16 +1,21 @@
 """Who may decide what, and the record of it: one home for every kind of request."""
 
 import logging
+import math
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from django.conf import settings
+from django.contrib.auth.models import User
 from django.db.models import QuerySet
 
 from access import actors
 from approvals.models import AuditEntry, Decision, Route, Verdict
 
 log = logging.getLogger(__name__)
+
+SUBMISSION_WINDOW: Final = timedelta(hours=1)
 
 
 class Refused(Exception):
@@ -43,6 +48,18 @@ class AlreadyDecided(WrongState):
         if self.verdict == Verdict.EXPIRED:
             by = "expired: nobody decided in time"
         super().__init__(f"{name} was already {by}.")
+
+
+class TooManySubmissions(Exception):
+    """The person has submitted as much as SUBMISSIONS_PER_HOUR allows; `wait_seconds` says when
+    they can submit again."""
+
+    def __init__(self, wait_seconds: int) -> None:
+        self.wait_seconds = wait_seconds
+        super().__init__(
+            f"You have submitted {settings.SUBMISSIONS_PER_HOUR} requests within an hour; nothing "
+            f"was submitted. Try again in {wait_seconds} s."
+        )
 
 
 def check_may_decide(
@@ -199,6 +216,47 @@ def record_refusal(
         route=route,
         now=now,
         reason=attempt,
+    )
+
+
+def record_submission(
+    subject: str,
+    subject_id: str,
+    *,
+    actor: actors.Actor,
+    carries: str,
+    route: Route,
+    now: datetime,
+) -> None:
+    """Put a submission into the audit trail, in the transaction that makes the request.
+
+    A person submits at most SUBMISSIONS_PER_HOUR requests of all kinds within an hour (requirements
+    X11). Whoever has the permission `carries` submits for others and has no limit, nor has the
+    anonymous person of a local installation. Raises TooManySubmissions: the caller's transaction is
+    rolled back, so a refusal leaves no entry either.
+    """
+    if actor.user is not None and not actor.may(carries):
+        # One submission of a person at a time. SQLite has one writer anyway. The lock does not
+        # conflict with those of foreign keys to the person.
+        User.objects.select_for_update(no_key=True).get(pk=actor.user.pk)
+        oldest_that_counts = (
+            AuditEntry.objects.filter(
+                by=actor.user, event=AuditEntry.Event.SUBMITTED, at__gt=now - SUBMISSION_WINDOW
+            )
+            .order_by("-at")
+            .values_list("at", flat=True)[settings.SUBMISSIONS_PER_HOUR - 1 :]
+            .first()
+        )
+        if oldest_that_counts is not None:
+            left = oldest_that_counts + SUBMISSION_WINDOW - now
+            raise TooManySubmissions(math.ceil(left.total_seconds()))
+    record_event(
+        AuditEntry.Event.SUBMITTED,
+        subject=subject,
+        subject_id=subject_id,
+        actor=actor,
+        route=route,
+        now=now,
     )
 
 

@@ -13,6 +13,7 @@ from unfold.decorators import display
 
 from access.actors import Actor
 from access.admin import ReadOnlyAdmin
+from approvals import services as approvals
 from approvals.admin import DecidableAdmin, with_delivery
 from approvals.models import Route, Verdict
 from expenses import services
@@ -145,8 +146,8 @@ class ExpenseAdmin(DecidableAdmin):
     def add_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         try:
             response: HttpResponse = super().add_view(request, *args, **kwargs)
-        except services.AlreadyExists as error:
-            # Somebody took the id between the form's check and the insert.
+        except (services.AlreadyExists, approvals.TooManySubmissions) as error:
+            # Somebody took the id between the form's check and the insert, or the limit is reached.
             messages.error(request, str(error))
             response = HttpResponseRedirect(request.get_full_path())
         return response

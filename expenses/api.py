@@ -25,7 +25,7 @@ from rest_framework.views import APIView
 
 from access import idempotency, prefer
 from access.actors import Actor
-from access.problems import Conflict
+from access.problems import Conflict, TooMany
 from access.text import TEXT_LENGTH, validate_opaque_id
 from approvals import services as approvals
 from approvals.models import VERDICT_OF_VERB, AuditEntry, Route, Verdict
@@ -184,6 +184,8 @@ class ExpensesView(generics.ListAPIView[Expense]):
                 now=timezone.now(),
             )
             status = HTTPStatus.CREATED
+        except approvals.TooManySubmissions as error:
+            raise TooMany(str(error), wait=error.wait_seconds) from error
         except services.AlreadyExists as error:
             # With a key, an identical repeat is answered with what the first one made.
             same = Expense.objects.filter(

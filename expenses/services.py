@@ -133,7 +133,7 @@ def submit_expense(
 ) -> Expense:
     """Create an expense in a person's name and have its workflow started.
 
-    Raises AlreadyExists.
+    Raises AlreadyExists, approvals.TooManySubmissions.
     """
     workflow_id = contracts.expense_workflow_id(expense_id)
     try:
@@ -146,7 +146,9 @@ def submit_expense(
                 created_at=now,
                 **vars(details),
             )
-            _record(AuditEntry.Event.SUBMITTED, expense, actor=actor, route=route, now=now)
+            approvals.record_submission(
+                SUBJECT, expense_id, actor=actor, carries=CARRY, route=route, now=now
+            )
             outbox.enqueue(handlers.START_WORKFLOW, start_key(expense_id), _start(expense_id))
     except IntegrityError:
         raise _already_exists(expense_id, workflow_id) from None

@@ -71,6 +71,10 @@ except ValueError as error:
 PROXY_HOPS = env.int("PROXY_HOPS", 1)
 if not 1 <= PROXY_HOPS <= 10:
     raise ImproperlyConfigured("PROXY_HOPS must be a number from 1 to 10.")
+# What one person may submit, expenses and orders together.
+SUBMISSIONS_PER_HOUR = env.int("SUBMISSIONS_PER_HOUR", 600)
+if SUBMISSIONS_PER_HOUR < 1:
+    raise ImproperlyConfigured("SUBMISSIONS_PER_HOUR must be a number from 1.")
 # Threads of a web process; at most half of them may hold a request that waits.
 WEB_THREADS = env.int("WEB_THREADS", 16)
 # Where the worker and the commands find this site.

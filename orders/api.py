@@ -19,7 +19,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from access import idempotency, protocol
-from access.problems import Conflict
+from access.problems import Conflict, TooMany
 from access.text import ID_LENGTH, TEXT_LENGTH, is_opaque_id, validate_opaque_id
 from access.views import ActorView
 from approvals import services as approvals
@@ -209,6 +209,8 @@ class OrdersView(_OfOrders):
                 now=timezone.now(),
                 fail_at=fail_at,
             )
+        except approvals.TooManySubmissions as error:
+            raise TooMany(str(error), wait=error.wait_seconds) from error
         except services.NotOrderable as error:
             field = "lines" if "lines" in request.data else "product_id"
             raise exceptions.ValidationError({field: [str(error)]}) from error

@@ -95,7 +95,8 @@ def submit_order(
     """Record an order at the prices of now, and have its workflow started (O1).
 
     A total above the threshold needs a decision. `fail_at` is a key of contracts.FAIL_AT or "";
-    where it is allowed is the caller's rule (O6). Raises NotOrderable, AlreadyExists.
+    where it is allowed is the caller's rule (O6). Raises NotOrderable, AlreadyExists,
+    approvals.TooManySubmissions.
     """
     # What is submitted later under it would find its workflow running (X7).
     if workflow_id.startswith(contracts.OTHERS_WORKFLOW_IDS):
@@ -127,7 +128,9 @@ def submit_order(
             for line in lines:
                 line.order = order
             OrderLine.objects.bulk_create(lines)
-            _record(AuditEntry.Event.SUBMITTED, order, actor=actor, route=route, now=now)
+            approvals.record_submission(
+                SUBJECT, order_id, actor=actor, carries=CARRY, route=route, now=now
+            )
             outbox.enqueue(handlers.START_WORKFLOW, start_key(order_id), _start(order))
     except IntegrityError:
         if Order.objects.filter(order_id=order_id).exists():

@@ -26,6 +26,7 @@ GOOD = {
         ({"TRUSTED_PROXIES": "10.1.2.3/16"}, "TRUSTED_PROXIES must list IP addresses"),
         ({"PROXY_HOPS": "0"}, "PROXY_HOPS must be a number from 1 to 10."),
         ({"HSTS_SECONDS": "-1"}, "HSTS_SECONDS must be a number from 0."),
+        ({"SUBMISSIONS_PER_HOUR": "0"}, "SUBMISSIONS_PER_HOUR must be a number from 1."),
         ({"WEB_THREADS": "many"}, 'Environment variable "WEB_THREADS" invalid'),
     ],
     ids=str,

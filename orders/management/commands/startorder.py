@@ -12,6 +12,7 @@ from django.conf import settings
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
+from approvals import services as approvals
 from approvals.models import Route
 from orders import commands, integrations, services
 from orders.api import SubmissionSerializer
@@ -169,6 +170,8 @@ def _submit(wanted: Any, username: str | None) -> Order:
             now=timezone.now(),
             fail_at=fail_at,
         )
+    except approvals.TooManySubmissions as error:
+        raise CommandError(str(error)) from error
     except services.NotOrderable as error:
         raise CommandError(
             f"{error} The stock is at {settings.EXPENSES_SITE_URL}/admin/orders/stockitem/; "
