@@ -12,7 +12,9 @@ class OneLine(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if 400 <= getattr(record, "status_code", 0) < 500:
-            record.msg = record.getMessage().encode("unicode_escape").decode("ascii")
-            record.args = None
+            message = record.getMessage()
+            if not message.isprintable():
+                message = message.encode("unicode_escape").decode("ascii")
+            record.msg, record.args = message, None
             record.exc_info = record.exc_text = None
         return True

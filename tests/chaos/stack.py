@@ -56,6 +56,8 @@ class Stack:
         passed = ("PATH", "HOME", "DATABASE_URL")
         environment = {name: os.environ[name] for name in passed if name in os.environ} | {
             "TEMPORAL_CLI_PATH": str(self._temporal_cli),
+            # One employee submits half of all expenses.
+            "SUBMISSIONS_PER_HOUR": "1000000",
             # Under `make`, `up` stops when its parent is killed.
             "MAKELEVEL": "1",
         }
