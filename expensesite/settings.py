@@ -90,6 +90,16 @@ if not 1 <= ORDERS_APPROVAL_SECONDS <= LONGEST_APPROVAL_SECONDS:
     raise ImproperlyConfigured(
         f"ORDERS_APPROVAL_SECONDS must be a number from 1 to {LONGEST_APPROVAL_SECONDS} (30 days)."
     )
+# Whether a signal to its workflow decides an order, and up to which total: whoever reaches Temporal
+# can send one. Everywhere but in the open mode that is a choice to make (requirements O3).
+ORDERS_SIGNAL_DECISIONS = (
+    env.bool("ORDERS_SIGNAL_DECISIONS")
+    if env.str("ORDERS_SIGNAL_DECISIONS", "")
+    else EXPENSES_PROTOCOL_ACCESS == "open"
+)
+ORDERS_SIGNAL_LIMIT: Decimal = env.decimal("ORDERS_SIGNAL_LIMIT", Decimal(2000))
+if ORDERS_SIGNAL_LIMIT < 0:
+    raise ImproperlyConfigured("ORDERS_SIGNAL_LIMIT must be an amount from 0.")
 # The classes behind the protocols of orders.integrations (requirements O9).
 ORDERS_INVENTORY = env.str("ORDERS_INVENTORY", "orders.integrations.database.Inventory")
 ORDERS_PAYMENTS = env.str("ORDERS_PAYMENTS", "orders.integrations.database.Payments")

@@ -23,7 +23,7 @@ from access.problems import Conflict, TooMany
 from access.text import ID_LENGTH, TEXT_LENGTH, is_opaque_id, validate_opaque_id
 from access.views import ActorView
 from approvals import services as approvals
-from approvals.models import VERDICT_OF_VERB, Route, Verdict
+from approvals.models import VERDICT_OF_VERB, Route
 from orders import fulfilment, integrations, services
 from orders.models import Order, OrderStep, State
 from outbox import client, deliverer
@@ -96,16 +96,13 @@ class FilterSerializer(serializers.Serializer[Any]):
 
 
 class StepSerializer(serializers.Serializer[Any]):
-    """What the worker sends with a step."""
+    """What the worker sends with a step. Nothing in it decides for a person."""
 
     attempt = serializers.IntegerField(min_value=1)
-    verdict = serializers.ChoiceField(
-        choices=[Verdict.APPROVED.value, Verdict.REJECTED.value, Verdict.EXPIRED.value],
-        required=False,
-    )
-    until = serializers.DateTimeField(required=False)
     reason = serializers.CharField(required=False, allow_blank=True)
-    failed_step = serializers.CharField(required=False, allow_blank=True, max_length=40)
+    failed_step = serializers.ChoiceField(
+        required=False, allow_blank=True, choices=fulfilment.STEPS
+    )
     cancelled = serializers.BooleanField(required=False)
 
 
@@ -321,8 +318,6 @@ class StepView(_OfOrders):
         body = StepSerializer(data=request.data)
         body.is_valid(raise_exception=True)
         details = dict(body.validated_data)
-        if step == contracts.SETTLE_APPROVAL and "verdict" not in details:
-            raise exceptions.ValidationError({"verdict": ["This field is required."]})
         try:
             answer = fulfilment.carry_out(
                 order,

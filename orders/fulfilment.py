@@ -7,8 +7,9 @@ repeat is answered with the record. Which end an order comes to is decided here 
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from django.db import DatabaseError, IntegrityError, transaction
@@ -20,6 +21,7 @@ from approvals import services as approvals
 from approvals.models import AuditEntry, Route, Verdict
 from orders import integrations, services
 from orders.models import UNDONE, Order, OrderStep, State
+from outbox import client, deliverer
 from outbox import services as outbox
 from worker import contracts
 
@@ -27,8 +29,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SIGNAL: Final = actors.Actor(None, "signal")
+_VERDICT_OF: Final = {
+    contracts.APPROVE_ORDER: Verdict.APPROVED,
+    contracts.REJECT_ORDER: Verdict.REJECTED,
+}
 UNSTATED_REASON: Final = "rejected by signal"
+CANCELLED_IN_TEMPORAL: Final = "cancelled in Temporal"
+# How long after the end of its window an order waits for Temporal to say which signals there are.
+PATIENCE: Final = timedelta(seconds=30)
+# Of the name of an actor, what a client of Temporal may claim.
+_CLAIM_LENGTH: Final = 130
 _ENDED = {State.CANCELLED: AuditEntry.Event.CANCELLED, State.FAILED: AuditEntry.Event.FAILED}
 
 
@@ -53,7 +63,7 @@ def carry_out(
     actor: actors.Actor,
     now: datetime,
 ) -> dict[str, Any]:
-    """Do what the workflow of an attempt asks, once, and answer it.
+    """Do what the workflow of an attempt asks, once, and answer it. Not within a transaction.
 
     Raises UnknownStep, NotNow, and integrations.Refused where another system says no. After
     OutcomeUnknown, as after an error of the database, the workflow asks again.
@@ -66,7 +76,7 @@ def carry_out(
         raise UnknownStep(f"There is no step {step}.")
     if attempt == order.attempt:
         _DECISIONS[step](order, details, actor, now)
-    answer = standing(order)
+    answer = standing(order, now)
     if attempt != order.attempt:
         # A run that was started twice, or a late repeat: it ends as its attempt did.
         reason = f"{order.order_id} is in attempt {order.attempt}, not {attempt}."
@@ -76,17 +86,22 @@ def carry_out(
     return answer
 
 
-def standing(order: Order) -> dict[str, Any]:
+def standing(order: Order, now: datetime) -> dict[str, Any]:
     """How the order stands now, as its workflow is told: `{"state", "verdict", "approval_reason",
-    "reason"}`, the last of a failure or cancellation."""
+    "reason"}`, the last of a failure or cancellation. While it is pending also `"seconds_left"`, by
+    the site's clock: after how many whole seconds to ask again, from 1."""
     order.refresh_from_db()
     decision = order.decision
-    return {
+    answer: dict[str, Any] = {
         "state": order.state,
         "verdict": decision.verdict if decision else "",
         "approval_reason": decision.reason if decision else "",
         "reason": order.failure_reason,
     }
+    if order.state == State.PENDING:
+        left = (order.expires_at or _end_of_window(order, now)) - now
+        answer["seconds_left"] = max(1, math.ceil(left.total_seconds()))
+    return answer
 
 
 # Steps and their undoing.
@@ -249,29 +264,110 @@ _UNDO: Final[dict[str, Callable[[str], str]]] = {
 def _await_approval(
     order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime
 ) -> None:
-    """The workflow waits for the decision until this time."""
-    Order.objects.filter(pk=order.pk, state=State.PENDING, attempt=order.attempt).update(
-        expires_at=details.get("until")
-    )
+    """The workflow waits for the decision; the first time, the approval window begins."""
+    Order.objects.filter(
+        pk=order.pk, state=State.PENDING, attempt=order.attempt, expires_at=None
+    ).update(expires_at=_end_of_window(order, now))
+
+
+def _end_of_window(order: Order, now: datetime) -> datetime:
+    return now + timedelta(seconds=order.approval_seconds)
 
 
 def _settle_approval(
     order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime
 ) -> None:
-    """A signal asks for a verdict, or the window is over (O3). Who was first stands."""
-    verdict = Verdict(str(details["verdict"]))
-    reason = str(details.get("reason", ""))
-    if verdict == Verdict.EXPIRED:
-        route, reason = Route.WORKFLOW, services.TIMED_OUT
-    else:
-        # Whoever may call Temporal may signal: access to it is the control (docs/adr/0008).
-        actor, route = SIGNAL, Route.SIGNAL
-        if verdict == Verdict.REJECTED:
-            reason = reason or UNSTATED_REASON
+    """A signal may have come, or the window may be over: decide, if it is so (O3, O4).
+
+    What the caller says decides nothing. `now` is from before the signals are read, so that what
+    came in time is among them when the order expires. Without an answer from Temporal the workflow
+    asks again, but the order does not wait for that longer than PATIENCE.
+    """
+    if order.state != State.PENDING:
+        return
+    end = order.expires_at
+    signals = _signals(order)
     with contextlib.suppress(approvals.WrongState):
-        services.decide_order(
-            order, verdict=verdict, actor=actor, route=route, reason=reason, now=now
+        if signals.found and _is_decided_by(signals, order, now):
+            return
+        if not signals.complete and (end is None or now < end + PATIENCE):
+            raise OutcomeUnknown("Temporal does not say which signals there are; ask again.")
+        if end is not None and now >= end:
+            services.decide_order(
+                order,
+                verdict=Verdict.EXPIRED,
+                actor=actor,
+                route=Route.WORKFLOW,
+                reason=services.TIMED_OUT,
+                now=now,
+            )
+
+
+def _signals(order: Order) -> client.Signals:
+    """The signals to the run of the order's attempt that were not refused before."""
+    try:
+        return deliverer.ask(
+            lambda temporal: temporal.signals_of(
+                order.workflow_id,
+                memo=services.memo(order),
+                names=_VERDICT_OF.keys(),
+                after=(order.signals_run, order.signals_event),
+            ),
+            seconds=client.CALL_SECONDS,
         )
+    except client.Unreachable:
+        return client.Signals(complete=False)
+
+
+def _is_decided_by(signals: client.Signals, order: Order, now: datetime) -> bool:
+    """Decide as the first signal says, where signals may; else audit each of them, once.
+
+    Which signals may is a rule about the order, so where the first is refused, all are.
+    """
+    first = signals.found[0]
+    verdict = _VERDICT_OF[first.name]
+    unstated = UNSTATED_REASON if verdict == Verdict.REJECTED else ""
+    try:
+        services.decide_order(
+            order,
+            verdict=verdict,
+            actor=_sender(first),
+            route=Route.SIGNAL,
+            reason=first.reason or unstated,
+            now=now,
+        )
+    except services.SignalRefused as refusal:
+        _refuse(signals, order, str(refusal), now)
+        return False
+    return True
+
+
+def _refuse(signals: client.Signals, order: Order, refusal: str, now: datetime) -> None:
+    with transaction.atomic(durable=True):
+        # Whoever reads the same signals at the same time, or later, finds that they were refused. A
+        # decision that was taken meanwhile is delivered by a signal, which is none to refuse.
+        if Order.objects.filter(
+            pk=order.pk,
+            state=State.PENDING,
+            attempt=order.attempt,
+            signals_run=order.signals_run,
+            signals_event=order.signals_event,
+        ).update(signals_run=signals.run_id, signals_event=signals.found[-1].event_id):
+            for signal in signals.found:
+                approvals.record_refusal(
+                    services.SUBJECT,
+                    order.order_id,
+                    f"{_VERDICT_OF[signal.name].label}: {refusal}",
+                    actor=_sender(signal),
+                    route=Route.SIGNAL,
+                    now=now,
+                )
+
+
+def _sender(signal: client.Signal) -> actors.Actor:
+    """Who signalled, as far as that is known: a client of Temporal names itself as it likes."""
+    claimed = "".join(one if one.isprintable() else "?" for one in signal.sender[:_CLAIM_LENGTH])
+    return actors.Actor(None, f"signal ({claimed})" if claimed else "signal")
 
 
 def _complete_order(
@@ -295,8 +391,10 @@ def _begin_compensation(
 ) -> None:
     """RUNNING → COMPENSATING, for the first reason that is given; an order for which nothing was
     done ends at once."""
-    ends_as = State.CANCELLED if details.get("cancelled") else State.FAILED
-    reason = str(details.get("reason", ""))
+    cancelled = bool(details.get("cancelled"))
+    ends_as = State.CANCELLED if cancelled else State.FAILED
+    # A person who cancels is named by `cancel_order`, and by no caller of this.
+    reason = CANCELLED_IN_TEMPORAL if cancelled else contracts.storable(details.get("reason"))
     step = str(details.get("failed_step", ""))
     this = Order.objects.filter(pk=order.pk, attempt=order.attempt)
     change = {"ends_as": ends_as, "failure_reason": reason}
@@ -346,3 +444,5 @@ _DECISIONS: Final[dict[str, Callable[[Order, dict[str, Any], actors.Actor, datet
     contracts.BEGIN_COMPENSATION: _begin_compensation,
     contracts.CLOSE_ORDER: _close_order,
 }
+# The names of all steps.
+STEPS: Final = (*_DECISIONS, *_FORWARD, *_UNDO)

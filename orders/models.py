@@ -68,9 +68,12 @@ class Order(models.Model):
     total = models.DecimalField(max_digits=14, decimal_places=2)
     currency = CurrencyField()
     needs_approval = models.BooleanField()
-    # How long the workflow waits for a decision; until when, once it waits.
+    # How long an order waits for a decision; until when, once its workflow waits.
     approval_seconds = models.PositiveIntegerField()
     expires_at = models.DateTimeField(null=True, blank=True)
+    # Up to which event of which run its signals were refused, each with one audit entry.
+    signals_run = models.CharField(max_length=100, blank=True)
+    signals_event = models.PositiveBigIntegerField(default=0)
     decision = models.OneToOneField(
         Decision, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )

@@ -52,6 +52,10 @@ class AlreadyExists(Exception):
         super().__init__(text)
 
 
+class SignalRefused(approvals.Refused):
+    """No signal decides on this order; somebody who signs in does."""
+
+
 class NotOrderable(Exception):
     """The lines cannot be ordered as they are."""
 
@@ -186,7 +190,6 @@ def _start(order: Order) -> dict[str, Any]:
         order_id=order.order_id,
         attempt=order.attempt,
         needs_approval=order.needs_approval,
-        approval_seconds=order.approval_seconds,
         fail_at=order.fail_at,
     )
     return {
@@ -194,11 +197,11 @@ def _start(order: Order) -> dict[str, Any]:
         "argument": dataclasses.asdict(argument),
         "workflow_id": order.workflow_id,
         "queue": contracts.ORDER_QUEUE,
-        "memo": _memo(order),
+        "memo": memo(order),
     }
 
 
-def _memo(order: Order) -> dict[str, Any]:
+def memo(order: Order) -> dict[str, Any]:
     """By which the run of the order's attempt is told from others under the same id."""
     return {"order": str(order.pk), "attempt": order.attempt}
 
@@ -217,9 +220,12 @@ def decide_order(
     Approved, it runs; rejected or expired, it is cancelled. Returns the message that tells the
     workflow; None where the workflow itself asks, and is answered.
     Raises approvals.Refused where the actor may not (audited, but for a missing reason),
+    SignalRefused where a signal may not (not audited: its receiver does it once a signal),
     approvals.AlreadyDecided where somebody was first, approvals.WrongState where it needs no
     decision or was cancelled; either way nothing changes.
     """
+    if route == Route.SIGNAL:
+        _check_signals_decide(order)
     approvals.check_may_decide(
         actor,
         verdict=verdict,
@@ -261,6 +267,24 @@ def decide_order(
             )
     log.info("%s %s by %s", order.order_id, verdict.label, actor.name)
     return message
+
+
+def _check_signals_decide(order: Order) -> None:
+    """Raise SignalRefused where the settings leave this order to people.
+
+    A signal names no user, so it would pass the rule of approvals: access to Temporal is its
+    permission, where the settings grant that (docs/adr/0008).
+    """
+    if not settings.ORDERS_SIGNAL_DECISIONS:
+        raise SignalRefused(
+            "Signals decide no orders here (ORDERS_SIGNAL_DECISIONS); an approver decides in the "
+            "admin or over the API."
+        )
+    if order.total > settings.ORDERS_SIGNAL_LIMIT:
+        raise SignalRefused(
+            f"Signals decide orders of up to {settings.ORDERS_SIGNAL_LIMIT} (ORDERS_SIGNAL_LIMIT), "
+            f"and this one is {order.money()}; an approver decides in the admin or over the API."
+        )
 
 
 def _raise_not_pending(order: Order) -> None:
@@ -459,7 +483,7 @@ def _to(order: Order) -> dict[str, Any]:
     """The workflow, as messages to it name it."""
     return {
         "workflow_id": order.workflow_id,
-        "memo": _memo(order),
+        "memo": memo(order),
         "started": not outbox.waiting([start_key(order.order_id)]),
     }
 

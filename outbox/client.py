@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from temporalio import common
 from temporalio.api import enums
-from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.common.v1 import Payload, WorkflowExecution
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.history.v1 import HistoryEvent
@@ -33,9 +33,14 @@ from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from outbox import addresses
 from outbox.models import Outcome
+from worker import contracts
 
 DEFAULT_ADDRESS = "localhost:7233"
 CALL_SECONDS = 2.0
+# The longest time to read the signals of a run, and how many of its first events are looked at.
+# Somebody who floods a run with signals can make the read neither slow nor costly.
+SIGNALS_SECONDS = 1.5
+SIGNALS_EVENTS = 1000
 # Of a page of the visibility store, which may be another machine's.
 PAGE_SECONDS = 10.0
 PAGE_SIZE = 1000
@@ -104,6 +109,27 @@ class Execution:
     ended_at: datetime | None
     attempt: int
     cause: str
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A signal in the history of a run. `reason` is its first argument as a text that can be
+    stored, "" where that is unreadable; `sender` is the identity that the client claimed."""
+
+    event_id: int
+    name: str
+    reason: str
+    sender: str
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Signals of a run, oldest first. `complete` is False where Temporal did not answer in full:
+    there may be more."""
+
+    run_id: str = ""
+    found: tuple[Signal, ...] = ()
+    complete: bool = True
 
 
 def connect_options() -> dict[str, Any]:
@@ -334,6 +360,52 @@ class Temporal:
                 returned = await self._returned(description, results)
                 return Run(description.run_id, status, returned=returned)
         return Run(description.run_id, status)
+
+    async def signals_of(
+        self, workflow_id: str, *, memo: dict[str, Any], names: Set[str], after: tuple[str, int]
+    ) -> Signals:
+        """Read the signals of these names from the history of the current run, if it has this
+        memo; none where it has another.
+
+        `after` is a run id and an event id: in that run, only later events count. Looks at the
+        first :data:`SIGNALS_EVENTS` events of the run, within :data:`SIGNALS_SECONDS`. Raises
+        Unreachable where Temporal does not say which run there is.
+        """
+        found: list[Signal] = []
+        run_id, complete = "", False
+        try:
+            async with asyncio.timeout(SIGNALS_SECONDS):
+                description = await self._describe(workflow_id)
+                if description is None or not await self._has_memo(description, memo):
+                    return Signals()
+                run_id = description.run_id
+                judged = after[1] if after[0] == run_id else 0
+                handle = (await self.client()).get_workflow_handle(workflow_id, run_id=run_id)
+                async for event in handle.fetch_history_events():
+                    signal = event.workflow_execution_signaled_event_attributes
+                    if signal.signal_name in names and event.event_id > judged:
+                        reason = await self._text(signal.input.payloads)
+                        found.append(
+                            Signal(event.event_id, signal.signal_name, reason, signal.identity)
+                        )
+                    if event.event_id >= SIGNALS_EVENTS:
+                        break
+                complete = True
+        except (RPCError, RuntimeError, TimeoutError) as error:
+            if not run_id:
+                _raise_unreachable(error)
+        return Signals(run_id, tuple(found), complete)
+
+    async def _text(self, arguments: Sequence[Payload]) -> str:
+        """The first argument as a text that can be stored; "" where there is none to read."""
+        if not arguments:
+            return ""
+        converter = (await self.client()).data_converter
+        try:
+            [value] = await converter.decode(arguments[:1])
+            return contracts.storable(value)
+        except Exception:  # noqa: BLE001 (another client wrote it, by whatever converter)
+            return ""
 
     async def execution_of(self, workflow_id: str) -> Execution | None:
         """The current run under this id, whatever its type; None where the server knows none (any

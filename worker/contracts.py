@@ -26,7 +26,8 @@ COMPLETED: Final = "COMPLETED"
 ORDER_QUEUE: Final = "orders"
 ORDER_WORKFLOW: Final = "OrderWorkflow"
 
-# Signals of an order's workflow; each carries the reason (requirements O3).
+# Signals of an order's workflow; each carries the reason. The site reads them from the history of
+# the run (requirements O3).
 APPROVE_ORDER: Final = "approve_order"
 REJECT_ORDER: Final = "reject_order"
 
@@ -69,8 +70,6 @@ ORDER_COMPLETED: Final = "completed"
 ORDER_CANCELLED: Final = "cancelled"
 FAILED: Final = "failed"
 
-# The verdict where nobody decided in time, as the approval's status: see requirements O4.
-EXPIRED: Final = "EXPIRED"
 # The longest window in which a workflow waits for a decision: 30 days.
 LONGEST_APPROVAL_SECONDS: Final = 30 * 24 * 3600
 
@@ -87,7 +86,6 @@ class Order:
     order_id: str
     attempt: int
     needs_approval: bool
-    approval_seconds: int
     fail_at: str = ""
 
 
@@ -141,6 +139,19 @@ class JobResult:
 
     attempt: int
     msg: str
+
+
+# The longest reason or message that travels between Temporal and the site, in characters.
+TEXT_LENGTH: Final = 2000
+
+
+def storable(said: Any) -> str:
+    """Return what somebody sent as a text that every database stores, cut at :data:`TEXT_LENGTH`.
+
+    None is "". NUL and lone surrogates, which no database stores, become "?".
+    """
+    text = "" if said is None else str(said)
+    return text.encode(errors="replace").decode().replace("\0", "?")[:TEXT_LENGTH]
 
 
 def expense_workflow_id(expense_id: str) -> str:

@@ -73,6 +73,8 @@ def prepare(arguments: list[str]) -> None:
         "EXPENSES_SITE_URL": "",
         "ORDERS_APPROVAL_THRESHOLD": "1000",
         "ORDERS_APPROVAL_SECONDS": "300",
+        "ORDERS_SIGNAL_DECISIONS": "",  # as the access mode has it
+        "ORDERS_SIGNAL_LIMIT": "2000",
     }.items():
         os.environ[name] = os.environ.get(name) or value
     # The embedded server is the one that is used, whatever this person's own settings are.

@@ -27,6 +27,10 @@ GOOD = {
         ({"PROXY_HOPS": "0"}, "PROXY_HOPS must be a number from 1 to 10."),
         ({"HSTS_SECONDS": "-1"}, "HSTS_SECONDS must be a number from 0."),
         ({"SUBMISSIONS_PER_HOUR": "0"}, "SUBMISSIONS_PER_HOUR must be a number from 1."),
+        ({"ORDERS_SIGNAL_DECISIONS": "maybe"}, 'Environment variable "ORDERS_SIGNAL_DECISIONS"'),
+        ({"ORDERS_SIGNAL_LIMIT": "NaN"}, 'Environment variable "ORDERS_SIGNAL_LIMIT" invalid'),
+        ({"ORDERS_SIGNAL_LIMIT": "-1"}, "ORDERS_SIGNAL_LIMIT must be an amount from 0."),
+        ({"ORDERS_SIGNAL_LIMIT": "all"}, 'Environment variable "ORDERS_SIGNAL_LIMIT" invalid'),
         ({"WEB_THREADS": "many"}, 'Environment variable "WEB_THREADS" invalid'),
     ],
     ids=str,
@@ -87,3 +91,36 @@ def test_the_session_of_a_deployment_travels_over_https_alone(tmp_path: Path) ->
         check=True,
     )
     assert told.stdout == "True True Lax True\n"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "decides"),
+    [
+        ({}, False),
+        ({"EXPENSES_PROTOCOL_ACCESS": "token"}, False),
+        ({"EXPENSES_PROTOCOL_ACCESS": "off"}, False),
+        ({"EXPENSES_PROTOCOL_ACCESS": "open"}, True),
+        # As `make up` writes what nobody chose.
+        ({"EXPENSES_PROTOCOL_ACCESS": "open", "ORDERS_SIGNAL_DECISIONS": ""}, True),
+        ({"EXPENSES_PROTOCOL_ACCESS": "token", "ORDERS_SIGNAL_DECISIONS": ""}, False),
+        ({"EXPENSES_PROTOCOL_ACCESS": "open", "ORDERS_SIGNAL_DECISIONS": "0"}, False),
+        ({"EXPENSES_PROTOCOL_ACCESS": "token", "ORDERS_SIGNAL_DECISIONS": "true"}, True),
+    ],
+    ids=str,
+)
+def test_where_signals_decide(chosen: dict[str, str], decides: bool, tmp_path: Path) -> None:
+    """O3, X8: in the open mode, or where somebody chose it; up to 2000."""
+    asked = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from expensesite import settings as s;"
+            "print(s.ORDERS_SIGNAL_DECISIONS, s.ORDERS_SIGNAL_LIMIT)",
+        ],
+        cwd=MANAGE.parent,
+        env={"PATH": os.environ["PATH"], "EXPENSES_DATA_DIR": str(tmp_path), **GOOD, **chosen},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert asked.stdout == f"{decides} 2000\n"

@@ -222,7 +222,13 @@ def test_injected_failure(up: Up) -> None:
     before, charged = stock(up), get(up, "/engine/snapshot")["payments"]
     up.process.terminate()
     up.process.wait(timeout=60)
-    up.start(FAIL_AT="warehouse", ORDERS_APPROVAL_THRESHOLD="2000", ORDERS_APPROVAL_SECONDS="40")
+    up.start(
+        FAIL_AT="warehouse",
+        ORDERS_APPROVAL_THRESHOLD="2000",
+        ORDERS_APPROVAL_SECONDS="40",
+        ORDERS_SIGNAL_DECISIONS="0",
+        ORDERS_SIGNAL_LIMIT="2500",
+    )
     assert stock(up) == before  # a second start stocks nothing
     workflow_id = asked(up, SUBMIT)["workflow_id"]
     code, said = run(up, "startorder", "small", "--id", "ORD-004", "--wait")
@@ -254,7 +260,10 @@ def test_injected_failure(up: Up) -> None:
 
 
 def test_settings_of_up_hold_in_another_terminal(up: Up) -> None:
-    """O1: an order from the command line is under the threshold and the window of the site."""
+    """O1, O3: an order from the command line is under the threshold and the window of the site; the
+    settings of signals are kept as well."""
+    kept = (up.directory / "settings.env").read_text().splitlines()
+    assert {"ORDERS_SIGNAL_DECISIONS='0'", "ORDERS_SIGNAL_LIMIT='2500'"} <= set(kept)
     file = up.directory / "order.json"
     for order_id, quantity in (("at-2000", 2), ("above-2000", 3)):
         lines = [{"product_id": "SKU-1000", "quantity": quantity}]

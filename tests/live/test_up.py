@@ -170,6 +170,8 @@ def test_first_start_makes_the_files_of_an_installation(up: Up) -> None:
     settings = (up.directory / "settings.env").read_text()
     for name in ("SECRET_KEY", "EXPENSES_FERNET_KEYS"):
         assert re.search(rf"^{name}='.{{40,}}'$", settings, re.MULTILINE)
+    # Empty: whether signals decide follows the access mode (requirements O3).
+    assert {"ORDERS_SIGNAL_DECISIONS=''", "ORDERS_SIGNAL_LIMIT='2000'"} <= {*settings.split("\n")}
     # Neither a stray `runserver` nor a deployment from this directory is open to its machine.
     assert "EXPENSES_PROTOCOL_ACCESS" not in settings
 

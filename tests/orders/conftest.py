@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import connections
+from django.db import connection, connections
 from django.db.models import QuerySet
 from pytest_django.live_server_helper import LiveServer
 from temporalio import workflow
@@ -19,6 +19,7 @@ from temporalio.worker import Worker
 
 from orders import services
 from orders.models import FINAL, Order, StockItem
+from outbox import client, deliverer
 from outbox.models import Message
 from outbox.relay import Relay
 from tests import factories
@@ -183,6 +184,53 @@ class Shop:
         return self.client.get_workflow_handle(workflow_id, result_type=contracts.OrderResult)
 
 
+class History:
+    """Stands in for Temporal where a test is about the site alone: what was signalled to the run of
+    `memo`, or to whatever run is asked for."""
+
+    def __init__(self) -> None:
+        self.run_id = "run-1"
+        self.memo: dict[str, Any] | None = None
+        self.complete = True
+        self.answers = True
+        self.reads = 0
+        self.asked_within_a_transaction = False
+        self._received: list[client.Signal] = []
+
+    def receive(
+        self, name: str = contracts.APPROVE_ORDER, reason: str = "", sender: str = "1234@host"
+    ) -> None:
+        event_id = 5 + 10 * len(self._received)
+        self._received.append(client.Signal(event_id, name, reason, sender))
+
+    def ask(self, question: Callable[[Any], Any], *, seconds: float) -> client.Signals:
+        assert seconds <= 2
+        self.reads += 1
+        self.asked_within_a_transaction |= connection.in_atomic_block
+        if not self.answers:
+            raise client.Unreachable("Temporal does not answer.")
+        answer: client.Signals = asyncio.run(question(self))
+        return answer
+
+    async def signals_of(
+        self, workflow_id: str, *, memo: dict[str, Any], names: Any, after: tuple[str, int]
+    ) -> client.Signals:
+        if self.memo not in (None, memo):
+            return client.Signals()
+        judged = after[1] if after[0] == self.run_id else 0
+        found = [one for one in self._received if one.event_id > judged and one.name in names]
+        return client.Signals(self.run_id, tuple(found), self.complete)
+
+
+@pytest.fixture
+def history(monkeypatch: pytest.MonkeyPatch, settings: Any) -> History:
+    """What Temporal tells of an order's run; signals decide, as in the open mode."""
+    settings.ORDERS_SIGNAL_DECISIONS = True
+    made = History()
+    monkeypatch.setattr(deliverer, "ask", made.ask)
+    return made
+
+
 async def gone(rows: QuerySet[Any]) -> None:
     """Returns when there are no such rows any more."""
     async with asyncio.timeout(60):
@@ -203,6 +251,7 @@ async def shop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Shop]:
     settings.EXPENSES_PROTOCOL_ACCESS = "open"
+    settings.ORDERS_SIGNAL_DECISIONS = True
     for name in ("Inventory", "Payments", "Warehouse", "Mailer"):
         setattr(settings, f"ORDERS_{name.upper()}", f"tests.orders.integrations.{name}")
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal_address)

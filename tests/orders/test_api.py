@@ -26,6 +26,7 @@ from outbox import deliverer
 from outbox.models import Message
 from tests import factories
 from tests.conftest import Unchanged, at_once
+from tests.orders.conftest import History
 from worker import contracts
 
 pytestmark = pytest.mark.django_db
@@ -1075,6 +1076,85 @@ def test_steps(worker: Program, unchanged: Unchanged) -> None:
         assert details["detail"] == "ord-1 is completed in attempt 1."
 
 
+@pytest.fixture
+def own_order(worker: Program, history: History) -> str:
+    """Path of the steps of a large order that the worker itself submitted, and that waits."""
+    answer = send(worker, "/orders", LARGE | {"order_id": "ord-1"})
+    assert answer.status_code == 201
+    path = f"/orders/{Order.objects.get().pk}/steps"
+    answer = send(worker, f"{path}/await_approval", {"attempt": 1}, **OWN)
+    assert (answer.json()["state"], answer.json()["seconds_left"]) == ("pending", 300)
+    return path
+
+
+@pytest.mark.parametrize("verdict", ["APPROVED", "REJECTED", "EXPIRED", "WITHDRAWN", "", None, []])
+def test_the_worker_decides_nothing(
+    worker: Program, own_order: str, unchanged: Unchanged, verdict: Any
+) -> None:
+    """O3, X3: whoever holds the worker's token cannot decide an order, or end its window, their own
+    included, whatever they say in a step."""
+    body = {
+        "attempt": 1,
+        "verdict": verdict,
+        "reason": "signed, the boss",
+        "until": "2020-01-01T00:00:00Z",
+        "actor": "anna",
+        "identity": "anna",
+        "seconds_left": 0,
+        "expires_at": "2020-01-01T00:00:00Z",
+    }
+    with unchanged():
+        for step in ("settle_approval", "await_approval", "settle_approval"):
+            answer = send(worker, f"{own_order}/{step}", body, **OWN)
+            assert answer.status_code == 200
+            assert (answer.json()["state"], answer.json()["verdict"]) == ("pending", "")
+            assert 295 <= answer.json()["seconds_left"] <= 300
+        for step in (*factories.STEPS, "send_confirmation", *factories.UNDOES):
+            problem(send(worker, f"{own_order}/{step}", body, **OWN), 409)
+
+
+def test_a_lie_in_the_idempotency_key(
+    worker: Program, own_order: str, history: History, unchanged: Unchanged
+) -> None:
+    """O3, X7: a key that names another workflow decides nothing; nor does the right key find the
+    signals to the run of another order."""
+    other = factories.order("ord-2", State.PENDING)
+    history.receive()
+    history.memo = services.memo(other)
+    body = {"attempt": 1, "verdict": "APPROVED"}
+    with unchanged():
+        for key in ("order-ord-2", "", "order-ord-1%00", "ORDER-ORD-1", "run-1"):
+            answer = send(worker, f"{own_order}/settle_approval", body, **{"Idempotency-Key": key})
+            problem(answer, 409)
+        answer = send(worker, f"{own_order}/settle_approval", body, **OWN)
+        assert answer.json()["state"] == "pending"
+
+
+def test_the_worker_cancels_in_nobodys_name(worker: Program, own_order: str) -> None:
+    """O5, X5: a cancellation in Temporal is recorded as such, by the worker; it names nobody."""
+    body = {"attempt": 1, "cancelled": True, "reason": "cancelled by anna: changed my mind"}
+    answer = send(worker, f"{own_order}/begin_compensation", body, **OWN)
+    assert (answer.json()["state"], answer.json()["reason"]) == (
+        "cancelled",
+        "cancelled in Temporal",
+    )
+    entry = AuditEntry.objects.latest("pk")
+    assert (entry.event, entry.by, entry.route) == ("cancelled", worker.user, "workflow")
+    assert entry.reason == "cancelled in Temporal"
+    assert not Decision.objects.exists()
+
+
+def test_settling_while_temporal_is_silent(
+    worker: Program, own_order: str, history: History, unchanged: Unchanged
+) -> None:
+    """O3: 503 with Retry-After, so that the worker asks again; nothing changes."""
+    history.answers = False
+    with unchanged():
+        answer = send(worker, f"{own_order}/settle_approval", {"attempt": 1}, **OWN)
+    assert "signals" in problem(answer, 503)["detail"]
+    assert answer.headers["Retry-After"] == "2"
+
+
 def test_step_that_another_system_refuses(worker: Program, unchanged: Unchanged) -> None:
     """O5: 409 with the other system's words, by which the workflow fails the order."""
     order = factories.order()
@@ -1106,13 +1186,10 @@ def test_step_whose_outcome_is_not_known(worker: Program, settings: Any) -> None
     [
         *(("check_inventory", {"attempt": one}, "attempt") for one in (None, 0, -1, "x", 1.5, [])),
         ("check_inventory", {}, "attempt"),
-        ("settle_approval", {"attempt": 1}, "verdict"),
         *(
-            ("settle_approval", {"attempt": 1, "verdict": one}, "verdict")
-            for one in ("WITHDRAWN", "approved", "", None, [], {})
+            ("begin_compensation", {"attempt": 1, "failed_step": one}, "failed_step")
+            for one in ("approved by anna", "x" * 41, None, [])
         ),
-        *(("await_approval", {"attempt": 1, "until": one}, "until") for one in ("x", 5, None)),
-        ("begin_compensation", {"attempt": 1, "failed_step": "x" * 41}, "failed_step"),
         ("begin_compensation", {"attempt": 1, "cancelled": "x"}, "cancelled"),
         *(
             ("begin_compensation", {"attempt": 1, "reason": one}, "reason")
@@ -1293,7 +1370,9 @@ def test_any_submission(local: Client, body: str | bytes) -> None:
         st.builds(lambda reason: json.dumps({"reason": reason, "attempt": 1}), odd),
     ),
 )
-def test_any_path(place: str, method: str, ref: str, tail: str, body: str | bytes) -> None:
+def test_any_path(
+    history: History, place: str, method: str, ref: str, tail: str, body: str | bytes
+) -> None:
     """O7: whatever is asked for, under whatever reference, is answered; what is refused changed
     nothing."""
     root = Program(is_superuser=True)

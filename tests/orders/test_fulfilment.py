@@ -1,7 +1,8 @@
 """What the workflow of an order asks of the site, step by step, in whatever state the order is."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from access import actors
 from approvals import services as approvals
-from approvals.models import AuditEntry, Route, Verdict
+from approvals.models import AuditEntry, Decision, Route, Verdict
 from orders import fulfilment, integrations, services
 from orders.integrations import database
 from orders.models import (
@@ -27,12 +28,15 @@ from orders.models import (
 from outbox.models import Message, Outcome
 from tests import factories
 from tests.conftest import Unchanged, at_once
+from tests.orders.conftest import History
 from worker import contracts
 
 pytestmark = pytest.mark.django_db
 
 CONFIRM = contracts.SEND_CONFIRMATION
 LATER = factories.NOW + timedelta(minutes=1)
+# When an order that waits since factories.NOW expires.
+END = factories.NOW + timedelta(minutes=5)
 WHO: Any = {"actor": actors.LOCAL, "route": Route.PROTOCOL, "now": factories.NOW}
 FAILURE: Any = {"failed_step": contracts.PROCESS_PAYMENT, "reason": "card declined"}
 WITH_ADDRESS = services.Details(
@@ -176,11 +180,7 @@ NEXT: dict[str, dict[State, State]] = {
     },
     contracts.CLOSE_ORDER: {State.COMPENSATING: State.FAILED},
 }
-DETAILS: dict[str, dict[str, Any]] = {
-    contracts.AWAIT_APPROVAL: {"until": LATER},
-    contracts.SETTLE_APPROVAL: {"verdict": "APPROVED", "reason": "fine"},
-    contracts.BEGIN_COMPENSATION: FAILURE,
-}
+DETAILS: dict[str, dict[str, Any]] = {contracts.BEGIN_COMPENSATION: FAILURE}
 
 
 @pytest.mark.parametrize("state", State)
@@ -220,21 +220,24 @@ def test_undoes_by_state(unchanged: Unchanged, undo: str, state: State) -> None:
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("step", NEXT)
-def test_decisions_by_state(unchanged: Unchanged, step: str, state: State) -> None:
+def test_decisions_by_state(
+    unchanged: Unchanged, history: History, step: str, state: State
+) -> None:
     """O3, O5: each fork is taken once, from the one state that it starts from; asked again, or in
     any other state, it changes nothing and answers how the order stands."""
+    history.receive()
     order = factories.order(state=state)
     if state == State.RUNNING:
         factories.carry(order, *factories.STEPS)
     if state in NEXT[step]:
         assert factories.carry(order, step, **DETAILS.get(step, {}))["state"] == NEXT[step][state]
     elif step == contracts.AWAIT_APPROVAL and state == State.PENDING:
-        factories.carry(order, step, **DETAILS[step])
+        factories.carry(order, step)
         order.refresh_from_db()
-        assert order.expires_at == LATER
+        assert order.expires_at == END
     with unchanged():
         answer = factories.carry(order, step, **DETAILS.get(step, {}), now=LATER)
-    assert answer.items() >= fulfilment.standing(order).items()
+    assert answer.items() >= fulfilment.standing(order, LATER).items()
     assert answer["state"] == order.state == NEXT[step].get(state, state)
 
 
@@ -393,81 +396,280 @@ def test_crash_after_completion() -> None:
     assert stock() == {"SKU-001": (24, 0), "SKU-003": (48, 0)}
 
 
-# The decision, as the workflow asks for it
+# The decision: a signal that the site finds in the run's history, or the end of the window
+
+SETTLE = contracts.SETTLE_APPROVAL
+
+
+@pytest.fixture
+def waiting(history: History) -> Order:
+    """An order of 1000.01 whose approval window began at factories.NOW and is 5 minutes."""
+    order = factories.order(state=State.PENDING)
+    factories.carry(order, contracts.AWAIT_APPROVAL)
+    return order
+
+
+def test_the_window_begins_once(waiting: Order, unchanged: Unchanged) -> None:
+    """O1, O4: the site computes when an order expires; a repeat, or what a caller wishes, moves it
+    neither forward nor back."""
+    with unchanged():
+        for until in (LATER, END + timedelta(days=30)):
+            answer = factories.carry(waiting, contracts.AWAIT_APPROVAL, now=LATER, until=until)
+            assert answer == {**standing(State.PENDING), "seconds_left": 240}
+    waiting.refresh_from_db()
+    assert waiting.expires_at == END
 
 
 @pytest.mark.parametrize(
-    ("asked", "verdict", "state", "decided"),
-    [
-        (
-            {"verdict": "APPROVED", "reason": "fine"},
-            "APPROVED",
-            State.RUNNING,
-            ("signal", "signal", "fine"),
-        ),
-        ({"verdict": "APPROVED"}, "APPROVED", State.RUNNING, ("signal", "signal", "")),
-        (
-            {"verdict": "REJECTED", "reason": "too much"},
-            "REJECTED",
-            State.CANCELLED,
-            ("signal", "signal", "too much"),
-        ),
-        (
-            {"verdict": "REJECTED", "reason": ""},
-            "REJECTED",
-            State.CANCELLED,
-            ("signal", "signal", "rejected by signal"),
-        ),
-        (
-            {"verdict": "EXPIRED", "reason": "not this"},
-            "EXPIRED",
-            State.CANCELLED,
-            ("local", "workflow", "approval timed out"),
-        ),
-    ],
-    ids=str,
+    ("before_end", "left"),
+    [(300, 300), (0.001, 1), (1, 1), (1.001, 2), (0, 1), (-1, 1), (-3600, 1)],
 )
-def test_settled_by_the_workflow(
-    asked: dict[str, str], verdict: str, state: State, decided: tuple[str, str, str]
-) -> None:
-    """O3, O4, X5: a signal's verdict, or the end of the window, is one decision with its audit
-    row; the workflow is told by the answer, and by no message."""
+def test_seconds_left(waiting: Order, before_end: float, left: int) -> None:
+    """O4: whole seconds by the site's clock, rounded up, so that the next question does not come
+    too early; never less than one, so that no workflow asks in a tight loop."""
+    now = END - timedelta(seconds=before_end)
+    assert factories.carry(waiting, contracts.AWAIT_APPROVAL, now=now)["seconds_left"] == left
+
+
+@pytest.mark.parametrize("asked", ["APPROVED", "REJECTED", "EXPIRED"])
+def test_a_caller_decides_nothing(waiting: Order, unchanged: Unchanged, asked: str) -> None:
+    """O3, X3: a verdict in a step is the caller's word, and changes nothing; an expiry that is
+    asked for too early is refused, and the answer says how long to wait."""
+    with unchanged():
+        for now, left in ((factories.NOW, 300), (END - timedelta(seconds=1), 1)):
+            answer = factories.carry(waiting, SETTLE, verdict=asked, reason="I say so", now=now)
+            assert answer == {**standing(State.PENDING), "seconds_left": left}
+
+
+def test_nothing_expires_before_its_window_began(history: History, unchanged: Unchanged) -> None:
+    """O4: an order whose workflow never waited is not expired, however late it is."""
     order = factories.order(state=State.PENDING)
-    answer = factories.carry(order, contracts.SETTLE_APPROVAL, **asked, now=LATER)
-    why = decided[2] if state in UNDONE else ""
-    assert answer == standing(state, verdict, decided[2], reason=why)
-    order.refresh_from_db()
-    assert (order.state, order.ended_at) == (state, LATER if state in UNDONE else None)
-    decision = order.decision
+    with unchanged():
+        answer = factories.carry(order, SETTLE, now=END + timedelta(days=1))
+    assert answer == {**standing(State.PENDING), "seconds_left": 300}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "verdict", "state", "stored"),
+    [
+        ("approve_order", "fine", "APPROVED", State.RUNNING, "fine"),
+        ("approve_order", "", "APPROVED", State.RUNNING, ""),
+        ("reject_order", "too much", "REJECTED", State.CANCELLED, "too much"),
+        ("reject_order", "", "REJECTED", State.CANCELLED, "rejected by signal"),
+    ],
+)
+@pytest.mark.parametrize("now", [LATER, END, END + timedelta(days=1)])
+def test_decided_by_signal(
+    waiting: Order,
+    history: History,
+    name: str,
+    reason: str,
+    verdict: str,
+    state: State,
+    stored: str,
+    now: datetime,
+) -> None:
+    """O3, O4, X5: the first signal in the history decides, also at the end of the window; one
+    decision with one audit row, by whom the client claimed to be. The workflow is told by the
+    answer, and by no message."""
+    history.receive(name, reason)
+    history.receive("approve_order", "second")
+    answer = factories.carry(waiting, SETTLE, now=now)
+    why = stored if state in UNDONE else ""
+    assert answer == standing(state, verdict, stored, reason=why)
+    waiting.refresh_from_db()
+    assert (waiting.state, waiting.ended_at) == (state, now if state in UNDONE else None)
+    decision = waiting.decision
+    assert (decision.verdict, decision.by, decision.at) == (verdict, None, now)
+    decided = ("signal (1234@host)", "signal", stored)
     assert (decision.actor, decision.route, decision.reason) == decided
-    assert (decision.verdict, decision.by, decision.at) == (verdict, None, LATER)
     assert trail()[1:] == [(verdict.lower(), *decided)]
     assert Message.objects.count() == 1
 
 
-@pytest.mark.parametrize("asked", ["APPROVED", "REJECTED", "EXPIRED"])
+@pytest.mark.parametrize(
+    ("sender", "actor"),
+    [
+        ("", "signal"),
+        ("a\0b\nc\u202ed", "signal (a?b?c?d)"),
+        ("x" * 1000, f"signal ({'x' * 130})"),
+        ("anna", "signal (anna)"),
+    ],
+)
+def test_who_signalled_is_a_claim(
+    waiting: Order, history: History, sender: str, actor: str
+) -> None:
+    """X5: whatever a client of Temporal calls itself is recorded as a claim, in one short line."""
+    history.receive(sender=sender)
+    factories.carry(waiting, SETTLE)
+    assert [row[:3] for row in trail()[1:]] == [("approved", actor, "signal")]
+
+
+@pytest.mark.parametrize("late", [timedelta(), timedelta(hours=1)])
+def test_expired(waiting: Order, late: timedelta) -> None:
+    """O4, X5: when the window is over, and nobody signalled, the order is cancelled."""
+    answer = factories.carry(waiting, SETTLE, now=END + late)
+    stands = standing(State.CANCELLED, "EXPIRED", "approval timed out", reason="approval timed out")
+    assert answer == stands
+    assert trail()[1:] == [("expired", "local", "workflow", "approval timed out")]
+
+
+def test_signals_to_another_run_decide_nothing(
+    waiting: Order, history: History, unchanged: Unchanged
+) -> None:
+    """O3, X7: neither those to the run of another order or attempt."""
+    history.receive()
+    for memo in (
+        {"order": str(waiting.pk), "attempt": 2},
+        {"order": "another", "attempt": 1},
+        {},
+    ):
+        history.memo = memo
+        with unchanged():
+            assert factories.carry(waiting, SETTLE, now=LATER)["state"] == "pending"
+    history.memo = {"order": str(waiting.pk), "attempt": 1}
+    assert factories.carry(waiting, SETTLE, now=LATER)["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("limit", "refusal"),
+    [
+        (
+            None,
+            "Signals decide no orders here (ORDERS_SIGNAL_DECISIONS); an approver decides in the "
+            "admin or over the API.",
+        ),
+        (
+            Decimal(1000),
+            "Signals decide orders of up to 1000 (ORDERS_SIGNAL_LIMIT), and this one is $1000.01; "
+            "an approver decides in the admin or over the API.",
+        ),
+    ],
+)
+def test_refused_signals(
+    waiting: Order,
+    history: History,
+    settings: Any,
+    unchanged: Unchanged,
+    limit: Decimal | None,
+    refusal: str,
+) -> None:
+    """O3, X3: where a setting leaves the order to people, a signal leaves it pending and is audited
+    once, however often the step is repeated; a new one is audited too, and the order expires."""
+    if limit is None:
+        settings.ORDERS_SIGNAL_DECISIONS = False
+    else:
+        settings.ORDERS_SIGNAL_LIMIT = limit
+    history.receive("approve_order", "mine")
+    history.receive("reject_order", "", "")
+    for _ in range(5):
+        assert factories.carry(waiting, SETTLE)["state"] == "pending"
+    assert trail()[1:] == [
+        ("refused", "signal (1234@host)", "signal", f"approved: {refusal}"),
+        ("refused", "signal", "signal", f"rejected: {refusal}"),
+    ]
+    with unchanged():
+        assert factories.carry(Order.objects.get(), SETTLE)["state"] == "pending"
+    history.receive("approve_order")
+    assert factories.carry(waiting, SETTLE)["state"] == "pending"
+    assert len(trail()) == 4
+    assert factories.carry(waiting, SETTLE, now=END)["verdict"] == "EXPIRED"
+    assert [row[0] for row in trail()[1:]] == ["refused"] * 3 + ["expired"]
+    assert Decision.objects.get().actor == "local"
+
+
+def test_signals_decide_up_to_the_limit(waiting: Order, history: History, settings: Any) -> None:
+    """O3: the limit itself included."""
+    settings.ORDERS_SIGNAL_LIMIT = Decimal("1000.01")
+    history.receive()
+    assert factories.carry(waiting, SETTLE)["verdict"] == "APPROVED"
+
+
+def test_a_signal_that_was_refused_stays_so(
+    waiting: Order, history: History, settings: Any
+) -> None:
+    """O3: a setting that changes later judges later signals, and those of another run."""
+    settings.ORDERS_SIGNAL_DECISIONS = False
+    history.receive()
+    factories.carry(waiting, SETTLE)
+    settings.ORDERS_SIGNAL_DECISIONS = True
+    assert factories.carry(waiting, SETTLE)["state"] == "pending"
+    history.run_id = "run-2"
+    assert factories.carry(waiting, SETTLE)["verdict"] == "APPROVED"
+
+
+def test_a_delivery_is_no_refused_signal(
+    waiting: Order, history: History, settings: Any, unchanged: Unchanged
+) -> None:
+    """O3: the signal by which the outbox delivers a person's decision is judged by no rule, also
+    where the request that finds it read the order before the decision."""
+    settings.ORDERS_SIGNAL_DECISIONS = False
+    stale = Order.objects.get()
+    services.decide_order(waiting, verdict=Verdict.APPROVED, **WHO)
+    history.receive("approve_order")
+    with unchanged():
+        for order in (stale, waiting):
+            assert factories.carry(order, SETTLE, now=END)["verdict"] == "APPROVED"
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["no answer", "half an answer"])
+def test_temporal_does_not_answer(
+    waiting: Order, history: History, unchanged: Unchanged, answers: bool
+) -> None:
+    """O3, O4: the workflow asks again, also when the window is over: somebody may have signalled in
+    time. An order that Temporal never tells about expires half a minute later."""
+    history.answers, history.complete = answers, False
+    with unchanged():
+        for now in (LATER, END, END + timedelta(seconds=29)):
+            with pytest.raises(fulfilment.OutcomeUnknown):
+                factories.carry(waiting, SETTLE, now=now)
+    assert factories.carry(waiting, SETTLE, now=END + timedelta(seconds=30))["verdict"] == "EXPIRED"
+
+
+@pytest.mark.parametrize("now", [LATER, END + timedelta(hours=1)])
+def test_half_an_answer_with_a_signal(waiting: Order, history: History, now: datetime) -> None:
+    """O3: a signal that was read decides, though there may be more; the order does not expire."""
+    history.complete = False
+    history.receive()
+    assert factories.carry(waiting, SETTLE, now=now)["verdict"] == "APPROVED"
+
+
 @pytest.mark.parametrize("stands", [Verdict.APPROVED, Verdict.REJECTED])
-def test_late_signal(unchanged: Unchanged, asked: str, stands: Verdict) -> None:
-    """O3: the first decision stands; whatever the workflow asks later, it is told that one."""
-    order = factories.order(state=State.PENDING)
-    services.decide_order(order, verdict=stands, reason="first", **WHO)
+def test_late_signal(
+    unchanged: Unchanged, waiting: Order, history: History, stands: Verdict
+) -> None:
+    """O3: the first decision stands; whatever comes later, the workflow is told that one, and
+    Temporal is not asked."""
+    services.decide_order(waiting, verdict=stands, reason="first", **WHO)
+    for name in ("approve_order", "reject_order"):
+        history.receive(name, "late")
     state = State.RUNNING if stands == Verdict.APPROVED else State.CANCELLED
+    waiting.refresh_from_db()
     with unchanged():
-        for step, details in (
-            (contracts.SETTLE_APPROVAL, {"verdict": asked, "reason": "late"}),
-            (contracts.AWAIT_APPROVAL, {"until": LATER}),
-        ):
-            answer = factories.carry(order, step, **details)
-            assert answer == standing(state, stands, "first", reason=order.failure_reason)
+        for step in (SETTLE, contracts.AWAIT_APPROVAL):
+            answer = factories.carry(waiting, step, now=END)
+            assert answer == standing(state, stands, "first", reason=waiting.failure_reason)
+    assert history.reads == 0
 
 
-def test_signal_after_a_cancellation(unchanged: Unchanged) -> None:
+def test_signal_after_a_cancellation(
+    unchanged: Unchanged, waiting: Order, history: History
+) -> None:
     """O3: an order that was cancelled while it waited is not decided any more."""
-    order = factories.order(state=State.PENDING)
-    services.cancel_order(order, reason="changed my mind", **WHO)
+    services.cancel_order(waiting, reason="changed my mind", **WHO)
+    history.receive()
     with unchanged():
-        answer = factories.carry(order, contracts.SETTLE_APPROVAL, verdict="APPROVED")
+        answer = factories.carry(waiting, SETTLE)
     assert answer == standing(State.CANCELLED, reason="cancelled by local: changed my mind")
+
+
+def test_a_caller_cancels_in_nobodys_name(waiting: Order) -> None:
+    """O5, X5: that a run was cancelled in Temporal is the workflow's word, whatever it says of a
+    person."""
+    lie = {"reason": "cancelled by anna: changed my mind", "cancelled": True}
+    answer = factories.carry(waiting, contracts.BEGIN_COMPENSATION, **lie)
+    assert answer["reason"] == "cancelled in Temporal"
+    assert trail()[1:] == [("cancelled", "local", "workflow", "cancelled in Temporal")]
 
 
 # How a compensation begins and ends
@@ -479,17 +681,19 @@ def test_begin_and_close(before: State, cancelled: bool) -> None:
     """O4, O5: cancelled in Temporal, or failed; one that waits has nothing to undo and ends at
     once. One audit row tells the end."""
     order = factories.order(state=before)
-    event = "cancelled" if cancelled else "failed"
+    event, why = (
+        ("cancelled", "cancelled in Temporal") if cancelled else ("failed", "card declined")
+    )
     details = {**FAILURE, "cancelled": cancelled}
     answer = factories.carry(order, contracts.BEGIN_COMPENSATION, **details, now=LATER)
     ends_at_once = before == State.PENDING
     assert answer["state"] == (event if ends_at_once else "compensating")
     assert len(trail()) == (2 if ends_at_once else 1)
     answer = factories.carry(order, contracts.CLOSE_ORDER, now=LATER)
-    assert answer == standing(State(event), reason="card declined")
+    assert answer == standing(State(event), reason=why)
     order.refresh_from_db()
     assert (order.ends_as, order.ended_at) == (event, LATER)
-    assert trail()[1:] == [(event, "local", "workflow", "card declined")]
+    assert trail()[1:] == [(event, "local", "workflow", why)]
     failed = [] if cancelled else [(1, contracts.PROCESS_PAYMENT, "failed")]
     assert timeline(order) == failed
 
@@ -624,11 +828,15 @@ def test_exactly_one_end() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_one_decision() -> None:
+def test_one_decision(history: History) -> None:
     """O3, X1: of an approval, a rejection, a signal and the end of the window at the same time
-    one decides."""
+    one decides. Temporal is asked outside of any transaction."""
+    history.receive("reject_order", "r")
     for race in range(6):
         order = factories.order(f"ord-{race}", State.PENDING)
+        factories.carry(order, contracts.AWAIT_APPROVAL)
+        # In every other race nobody signalled.
+        history.memo = {} if race % 2 else services.memo(order)
 
         def decide(order: Order, verdict: Verdict) -> Any:
             fresh = Order.objects.get(pk=order.pk)
@@ -636,10 +844,7 @@ def test_one_decision() -> None:
 
         calls = [
             *(partial(outcome, partial(decide, order, one)) for one in list(Verdict)[:2]),
-            *(
-                partial(ask, order, contracts.SETTLE_APPROVAL, verdict=verdict, reason="r")
-                for verdict in ("APPROVED", "REJECTED", "EXPIRED")
-            ),
+            *[partial(ask, order, SETTLE, now=END)] * 3,
         ]
         answers = at_once(calls)
         order.refresh_from_db()
@@ -650,6 +855,20 @@ def test_one_decision() -> None:
         told = Message.objects.filter(key=f"order-decision:ord-{race}").count()
         assert told == (order.decision.route == Route.PROTOCOL)
         assert sum(isinstance(one, Message) for one in answers[:2]) == told
+    assert not history.asked_within_a_transaction
+
+
+@pytest.mark.django_db(transaction=True)
+def test_refused_at_once(history: History, settings: Any) -> None:
+    """O3, X5: of several requests that find the same refused signals at the same time one audits
+    them."""
+    settings.ORDERS_SIGNAL_DECISIONS = False
+    order = factories.order(state=State.PENDING)
+    for _ in range(3):
+        history.receive()
+    answers = at_once([partial(ask, order, SETTLE)] * 4)
+    assert {one["state"] for one in answers} == {"pending"}
+    assert [row[0] for row in trail()] == ["submitted"] + ["refused"] * 3
 
 
 @pytest.mark.django_db(transaction=True)

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from temporalio.api.common.v1 import Payload
+from temporalio.common import RawValue
 from temporalio.service import RPCError, RPCStatusCode
 
 from approvals.models import AuditEntry
@@ -220,10 +222,11 @@ async def test_a_retry_keeps_the_decision(shop: Shop) -> None:
 )
 async def test_whatever_a_signal_says(reason: str, shop: Shop) -> None:
     """O3: a text that the site cannot store keeps no order from its decision."""
+    stored = reason.replace("\0", "?").replace("\ud83d", "?")[:2000]
     async with shop.worked():
         workflow_id = await shop.order(LARGE)
         await (await shop.waiting(workflow_id)).signal(contracts.APPROVE_ORDER, reason)
-        assert (await decided(shop, workflow_id))[0] == "approved"
+        assert await decided(shop, workflow_id) == ("approved", stored)
         await shop.at_rest()
 
 
@@ -235,6 +238,7 @@ async def test_whatever_a_signal_says(reason: str, shop: Shop) -> None:
         ([7], "7"),
         ([["a", None]], "['a', None]"),
         (["as read", {"more": 1}], "as read"),
+        ([RawValue(Payload(metadata={"encoding": b"odd"}, data=b"\xff"))], ""),
     ],
     ids=str,
 )
@@ -245,3 +249,121 @@ async def test_a_signal_of_any_shape(arguments: list[Any], reason: str, shop: Sh
         await shop.waiting(workflow_id)
         await shop.workflow(workflow_id).signal("approve_order", args=arguments)
         assert await decided(shop, workflow_id) == ("approved", reason)
+
+
+# Signals that do not decide
+
+
+async def trail(workflow_id: str) -> list[tuple[str, str]]:
+    """What happened to an order, and by which route."""
+    order_id = (await Order.objects.aget(workflow_id=workflow_id)).order_id
+    entries = AuditEntry.objects.filter(subject="order", subject_id=order_id).order_by("pk")
+    return [entry async for entry in entries.values_list("event", "route")]
+
+
+async def refused(shop: Shop, workflow_id: str, times: int) -> None:
+    """Returns when so many signals to a pending order were refused."""
+    async with asyncio.timeout(40):
+        while (await trail(workflow_id))[1:] != [("refused", "signal")] * times:
+            await asyncio.sleep(0.05)
+    assert (await shop.status(workflow_id))["status"] == "pending"
+    assert await shop.workflow(workflow_id).query("get_approval_status") == "pending"
+
+
+async def settle_by_hand(shop: Shop, workflow_id: str, **said: Any) -> dict[str, Any]:
+    """Ask for the step as whoever holds the worker's token can; the answer."""
+    response = await shop.http.post(
+        f"/orders/{workflow_id}/steps/settle_approval",
+        json={"attempt": 1, **said},
+        headers={"Idempotency-Key": contracts.idempotency_key(workflow_id)},
+    )
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+async def test_a_step_is_no_side_door(shop: Shop) -> None:
+    """O3, X3: the worker's step decides nothing by what it says, nor by a key that names the
+    order's own workflow; a person decides afterwards."""
+    async with shop.worked():
+        workflow_id = await shop.order(LARGE)
+        await shop.waiting(workflow_id)
+        for verdict in ("APPROVED", "REJECTED", "EXPIRED"):
+            answer = await settle_by_hand(shop, workflow_id, verdict=verdict, reason="I say so")
+            assert (answer["state"], answer["verdict"]) == ("pending", "")
+            assert 290 <= answer["seconds_left"] <= 300
+        assert await trail(workflow_id) == [("submitted", "protocol")]
+        assert await shop.post(workflow_id, "approve", "as a person") == 200
+        assert await decided(shop, workflow_id) == ("approved", "as a person")
+        await shop.at_rest()
+
+
+async def test_signals_where_they_do_not_decide(shop: Shop, settings: Any) -> None:
+    """O3, X3: outside the open mode a signal leaves the order pending and is audited, once, however
+    often the step is repeated; a person's decision, delivered by a signal, is not."""
+    settings.ORDERS_SIGNAL_DECISIONS = False
+    async with shop.worked():
+        approved, rejected = await shop.order(LARGE), await shop.order(LARGE)
+        for workflow_id in (approved, rejected):
+            handle = await shop.waiting(workflow_id)
+            await handle.signal("approve_order", "mine")
+            await refused(shop, workflow_id, 1)
+            await asyncio.gather(*(settle_by_hand(shop, workflow_id) for _ in range(5)))
+            await refused(shop, workflow_id, 1)
+            await handle.signal("reject_order", "mine")
+            await refused(shop, workflow_id, 2)
+        assert await shop.post(approved, "approve", "good") == 200
+        assert await shop.post(rejected, "reject", "bad") == 200
+        assert (await shop.ended(approved))["approval_reason"] == "good"
+        assert (await shop.ended(rejected))["approval_reason"] == "bad"
+        await shop.at_rest()
+    refusals = [("refused", "signal")] * 2
+    assert await trail(approved) == [
+        ("submitted", "protocol"),
+        *refusals,
+        ("approved", "protocol"),
+        ("completed", "workflow"),
+    ]
+    assert await trail(rejected) == [
+        ("submitted", "protocol"),
+        *refusals,
+        ("rejected", "protocol"),
+    ]
+
+
+async def test_the_limit_of_signals(shop: Shop) -> None:
+    """O3: a total of exactly 2000.00 is decided by a signal; 2000.02 waits for a person."""
+    async with shop.worked():
+        at, above = await shop.order("SKU-1000", 2), await shop.order("SKU-1001", 2)
+        for workflow_id in (at, above):
+            await (await shop.waiting(workflow_id)).signal("approve_order", "fine")
+        assert await decided(shop, at) == ("approved", "fine")
+        await refused(shop, above, 1)
+        assert await shop.post(above, "approve", "as a person") == 200
+        assert (await shop.ended(above))["approval_reason"] == "as a person"
+        await shop.at_rest()
+
+
+async def test_a_flood_of_refused_signals(shop: Shop, settings: Any) -> None:
+    """O3, O4, X11: an order expires at its time, whatever number of signals it is sent; those among
+    the first thousand events are audited, once each."""
+    settings.ORDERS_SIGNAL_DECISIONS, settings.ORDERS_APPROVAL_SECONDS = False, 6
+    async with shop.worked():
+        workflow_id = await shop.order(LARGE)
+        handle = await shop.waiting(workflow_id)
+        for _ in range(15):
+            await asyncio.gather(*(handle.signal("approve_order", "mine") for _ in range(100)))
+        ended = await shop.ended(workflow_id)
+        assert ended["approval_status"] == "expired"
+        order = await Order.objects.aget(workflow_id=workflow_id)
+        assert order.expires_at is not None
+        assert order.ended_at is not None
+        assert 0 <= (order.ended_at - order.expires_at).total_seconds() < 10
+        events = [event for event, _ in await trail(workflow_id)]
+        signalled = [
+            event.event_id
+            for event in (await handle.fetch_history()).events[:1000]
+            if event.HasField("workflow_execution_signaled_event_attributes")
+        ]
+        assert events == ["submitted", *["refused"] * len(signalled), "expired"]
+        await shop.at_rest()

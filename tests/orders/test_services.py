@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from datetime import timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -90,7 +91,6 @@ def test_submit() -> None:
             "order_id": "ord-1",
             "attempt": 1,
             "needs_approval": False,
-            "approval_seconds": 300,
             "fail_at": "",
         },
         "workflow_id": "order-ord-1",
@@ -126,7 +126,11 @@ def test_settings(settings: Any) -> None:
     settings.ORDERS_APPROVAL_THRESHOLD, settings.ORDERS_APPROVAL_SECONDS = Decimal("9.94"), 7
     order = submit(Item("SKU-003", 1))
     assert (order.state, order.approval_seconds) == (State.PENDING, 7)
-    assert Message.objects.get().payload["argument"]["approval_seconds"] == 7
+    settings.ORDERS_APPROVAL_SECONDS = 300
+    answer = factories.carry(order, contracts.AWAIT_APPROVAL)
+    assert answer["seconds_left"] == 7
+    order.refresh_from_db()
+    assert order.expires_at == factories.NOW + timedelta(seconds=7)
 
 
 def test_lines_of_one_product() -> None:
@@ -440,7 +444,7 @@ def test_retry(large: bool) -> None:
 def test_retry_before_a_decision() -> None:
     """O1, O3: an order that failed before anybody decided waits for the decision again."""
     order = factories.order(state=State.PENDING)
-    factories.carry(order, contracts.AWAIT_APPROVAL, until=factories.NOW)
+    factories.carry(order, contracts.AWAIT_APPROVAL)
     factories.carry(order, contracts.BEGIN_COMPENSATION, reason="bad window")
     services.retry_order(order, **WHO)
     order.refresh_from_db()

@@ -2,6 +2,8 @@
 Temporal server."""
 
 import asyncio
+import contextlib
+import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from datetime import timedelta
@@ -14,9 +16,11 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import StartWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.common import RawValue
+from temporalio.service import RPCError
 
 from outbox import delivery, handlers, services
-from outbox.client import Temporal, Unreachable
+from outbox.client import Signals, Temporal, Unreachable
 from outbox.models import Message, Outcome
 from tests import factories
 from tests.outbox.conftest import Waiter
@@ -189,6 +193,135 @@ async def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, waiting: Waiter) 
                 await tell
             assert caught.value.down is down
     await handle.terminate()
+
+
+# What a run was told
+
+NAMES = {"approve_order", "reject_order"}
+NOTHING = ("", 0)
+
+
+@pytest.fixture
+async def unattended(client: Client) -> AsyncIterator[Handle]:
+    """A run with MEMO for which nobody works, so that its history is what clients make it."""
+    handle: Handle = await client.start_workflow(
+        "Any", id=f"u-{uuid.uuid4()}", task_queue="nobody", memo=MEMO
+    )
+    yield handle
+    with contextlib.suppress(RPCError):
+        await handle.terminate()
+
+
+async def read(handle: Handle, **how: Any) -> Signals:
+    asked = {"memo": MEMO, "names": NAMES, "after": NOTHING, **how}
+    return await Temporal().signals_of(handle.id, **asked)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], ""),
+        ([None], ""),
+        (["fine ü \U0001f600"], "fine ü \U0001f600"),
+        ([7], "7"),
+        ([["a", None]], "['a', None]"),
+        (["first", {"second": 1}], "first"),
+        (["nul \0, lone \ud83d"], "nul ?, lone ?"),
+        (["x" * 100_000], "x" * 2000),
+        ([b"bytes"], "b'bytes'"),
+        ([RawValue(Payload(metadata={"encoding": b"odd"}, data=b"\xff"))], ""),
+        ([RawValue(Payload(data=b"no encoding"))], ""),
+        ([RawValue(Payload(metadata={"encoding": b"json/plain"}, data=b"{"))], ""),
+        ([RawValue(Payload(metadata={"encoding": b"json/plain"}, data=b"[" * 100_000))], ""),
+        ([RawValue(Payload(metadata={"encoding": b"json/plain"}, data=b"9" * 5000))], ""),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_signals_of_any_shape(unattended: Handle, arguments: list[Any], reason: str) -> None:
+    """O3: the first argument as a text that can be stored, at most 2,000 characters; "" where there
+    is none, or none that can be read."""
+    await unattended.signal("approve_order", args=arguments)
+    signals = await read(unattended)
+    assert [(one.name, one.reason) for one in signals.found] == [("approve_order", reason)]
+    assert signals.complete
+
+
+async def test_which_signals_are_read(unattended: Handle, temporal_address: str) -> None:
+    """O3: those of the names asked for, oldest first, with the identity as claimed; those after an
+    event of the same run, and all where the event is another run's."""
+    other = await Client.connect(temporal_address, identity="anna\0")
+    await unattended.signal("approve_order", "1")
+    await unattended.signal("another", "2")
+    await other.get_workflow_handle(unattended.id).signal("reject_order", "3")
+    signals = await read(unattended)
+    assert signals.run_id == unattended.first_execution_run_id
+    assert [(one.name, one.reason) for one in signals.found] == [
+        ("approve_order", "1"),
+        ("reject_order", "3"),
+    ]
+    first, second = signals.found
+    assert first.sender == (await Client.connect(temporal_address)).identity
+    assert second.sender == "anna\0"
+    assert first.event_id < second.event_id
+    assert (await read(unattended, after=(signals.run_id, first.event_id))).found == (second,)
+    assert (await read(unattended, after=(signals.run_id, second.event_id))).found == ()
+    assert (await read(unattended, after=("another", second.event_id))).found == (first, second)
+    await unattended.terminate()
+    assert await read(unattended) == signals
+
+
+async def test_signals_to_another_run(unattended: Handle) -> None:
+    """O3, X7: of a run with another memo, or of one that is not there, nothing is read."""
+    await unattended.signal("approve_order")
+    for memo in ({**MEMO, "attempt": 2}, {**MEMO, "attempt": "1"}, {"order": "3f0c7f0e"}, {}):
+        assert await read(unattended, memo=memo) == Signals()
+    unknown = await Temporal().signals_of("no such", memo=MEMO, names=NAMES, after=NOTHING)
+    assert unknown == Signals()
+
+
+async def test_a_flood_of_signals(unattended: Handle) -> None:
+    """O3, X11: of a run with thousands of signals the first thousand events are read, in time, and
+    a signal among them counts; later ones do not."""
+    await unattended.signal("approve_order", "in time")
+    for _ in range(12):
+        await asyncio.gather(*(unattended.signal("noise", "x" * 1000) for _ in range(100)))
+    await unattended.signal("approve_order", "too late")
+    began = time.monotonic()
+    signals = await read(unattended)
+    assert time.monotonic() - began < 2
+    assert ([one.reason for one in signals.found], signals.complete) == (["in time"], True)
+
+
+async def test_signals_of_a_silent_server(
+    unattended: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O3: a server that is gone, or has another namespace, says nothing of the signals."""
+    for name, value in (
+        ("TEMPORAL_NAMESPACE", "nowhere"),
+        ("TEMPORAL_ADDRESS", "127.0.0.1:1"),
+    ):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(Unreachable):
+            await read(unattended)
+
+
+async def test_half_a_history(unattended: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O3: where the time is over before the history was read, what was read counts, and the caller
+    knows that there may be more."""
+    await unattended.signal("approve_order", "read")
+
+    history = await events(unattended)
+
+    async def stalling(handle: Handle) -> AsyncIterator[HistoryEvent]:
+        for event in history:
+            yield event
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(WorkflowHandle, "fetch_history_events", stalling)
+    monkeypatch.setattr("outbox.client.SIGNALS_SECONDS", 0.3)
+    signals = await read(unattended)
+    assert [one.reason for one in signals.found] == ["read"]
+    assert not signals.complete
 
 
 # A run among others under its id

@@ -110,7 +110,6 @@ async def record_orders(client: Client, site: sites.ScriptedSite) -> None:
                 order_id=name,
                 attempt=1,
                 needs_approval=contracts.AWAIT_APPROVAL in answers,
-                approval_seconds=1 if name == "order-expired" else 300,
             )
             handle = await client.start_workflow(
                 contracts.ORDER_WORKFLOW, order, id=name, task_queue=contracts.ORDER_QUEUE
@@ -173,12 +172,22 @@ ORDERS: Final[dict[str, tuple[Answers, tuple[str, Act] | None]]] = {
     ),
     "order-expired": (
         {
-            **_PENDING,
+            contracts.AWAIT_APPROVAL: [sites.standing("pending", seconds_left=1)],
             contracts.SETTLE_APPROVAL: [
                 sites.standing("cancelled", "EXPIRED", "approval timed out")
             ],
         },
         None,
+    ),
+    "order-signal-refused": (
+        {
+            **_PENDING,
+            contracts.SETTLE_APPROVAL: [
+                sites.standing("pending", seconds_left=1),
+                sites.standing("running", "APPROVED", "good customer"),
+            ],
+        },
+        (contracts.AWAIT_APPROVAL, lambda handle: handle.signal("approve_order", "mine")),
     ),
     "order-decided-before": (
         {contracts.AWAIT_APPROVAL: [sites.standing("running", "APPROVED", "good customer")]},

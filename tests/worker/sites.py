@@ -168,10 +168,11 @@ async def eventually(condition: Callable[[], Result], seconds: float = 40) -> Re
 
 def standing(state: str, verdict: str = "", reason: str = "", **more: Any) -> str:
     """How an order stands, as the site tells its workflow: `reason` is that of the verdict, where
-    there is one, and that of the end."""
+    there is one, and that of the end. A pending one is asked about again in 5 minutes."""
     approval_reason = reason if verdict else ""
     return json.dumps(
         {"state": state, "verdict": verdict, "approval_reason": approval_reason, "reason": reason}
+        | ({"seconds_left": 300} if state == contracts.PENDING else {})
         | more
     )
 

@@ -36,7 +36,7 @@ def path(name: str) -> str:
     return f"/orders/{ORDER}/steps/{name}"
 
 
-def runner(site: Site, *, fail_at: str = "") -> Run:
+def runner(site: Site, *, fail_at: str = "", order: str = ORDER) -> Run:
     """Runs the activity of a name as Temporal would."""
     environment = ActivityEnvironment()
     environment.info = dataclasses.replace(environment.info, workflow_id="order-ü €")
@@ -46,7 +46,7 @@ def runner(site: Site, *, fail_at: str = "") -> Run:
     }
 
     async def run(name: str, *, fail_at: str = "", **details: Any) -> dict[str, Any]:
-        step = contracts.Step(ORDER, 2, fail_at, details)
+        step = contracts.Step(order, 2, fail_at, details)
         answer: dict[str, Any] = await environment.run(activities[name], step)
         return answer
 
@@ -98,6 +98,37 @@ async def test_request(name: str, run: Run, scripted: sites.ScriptedSite):
     assert request.headers["content-type"] == "application/json"
     assert request.headers["authorization"] == "Bearer secret-token"
     assert request.headers["idempotency-key"] == "order-%C3%BC%20%E2%82%AC"
+
+
+@pytest.mark.parametrize(
+    ("order", "segment"),
+    [
+        (
+            "../../action?type=approve&id=e-1#",
+            "%2E%2E%2F%2E%2E%2Faction%3Ftype%3Dapprove%26id%3De-1%23",
+        ),
+        ("..", "%2E%2E"),
+        (".", "%2E"),
+        ("a/b\\c", "a%2Fb%5Cc"),
+        ("a\r\nHost: other\n", "a%0D%0AHost%3A%20other%0A"),
+        ("%2e%2e%2f", "%252e%252e%252f"),
+        ("//other.example/", "%2F%2Fother%2Eexample%2F"),
+        ("http://other.example", "http%3A%2F%2Fother%2Eexample"),
+        ("lone \ud83d", "lone%20%3F"),
+        ("", ""),
+    ],
+)
+async def test_an_order_is_one_segment_of_the_path(
+    order: str, segment: str, scripted: sites.ScriptedSite, site: Site
+):
+    """X8: any client of Temporal writes the argument of a workflow; whatever it names as the order,
+    the worker's token goes to the step's own path alone."""
+    wanted = f"/orders/{segment}/steps/check_inventory"
+    scripted.script(wanted, '{"message": "checked"}')
+    assert await runner(site, order=order)(contracts.CHECK_INVENTORY) == {"message": "checked"}
+    [request] = scripted.requests
+    assert (request.path, request.query) == (wanted, {})
+    assert request.headers["host"] == scripted.url.removeprefix("http://")
 
 
 @every_step
@@ -175,6 +206,10 @@ async def test_unexpected_answer(name: str, run: Run, scripted: sites.ScriptedSi
     half = {**json.loads(sites.standing("completed"))}
     del half["verdict"]
     bodies = ["", "SUCCEED", "<html>", '"message"', "[]", "null", "{}", json.dumps(half)]
+    if name in (contracts.AWAIT_APPROVAL, contracts.SETTLE_APPROVAL):
+        # A wait that no timer can have, or that would have it ask in a tight loop.
+        waits = [None, "1", 1.5, 0, -1, contracts.LONGEST_APPROVAL_SECONDS + 1, 10**30]
+        bodies += [sites.standing("pending", seconds_left=one) for one in waits]
     scripted.script(path(name), *bodies)
     for _ in bodies:
         error = await failure_of(run, name)
@@ -215,11 +250,11 @@ async def test_log(run: Run, scripted: sites.ScriptedSite, caplog: pytest.LogCap
     """E10: each step says on one line what was done to which order, and none what people wrote."""
     caplog.set_level(logging.INFO)
     sites.script_order(scripted, ORDER, {})
-    await run(contracts.SETTLE_APPROVAL, verdict="REJECTED", reason="bad customer")
+    await run(contracts.BEGIN_COMPENSATION, reason="bad customer")
     said = [r.getMessage().split(" ({")[0] for r in caplog.records if "activity" in r.name]
-    assert said == [f"Order {ORDER}: settle_approval done"]
+    assert said == [f"Order {ORDER}: begin_compensation done"]
     asked = [r.getMessage() for r in caplog.records if r.name == "worker.site"]
     assert [re.sub(r"\d+ ms", "N ms", line) for line in asked] == [
-        f"POST {path(contracts.SETTLE_APPROVAL)} 200 in N ms"
+        f"POST {path(contracts.BEGIN_COMPENSATION)} 200 in N ms"
     ]
     assert "bad customer" not in caplog.text

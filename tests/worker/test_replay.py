@@ -54,6 +54,16 @@ COMMANDS = {
     "order-approved": [*APPROVAL, *ORDER_STEPS, *ORDER_END, ORDERED],
     "order-rejected": [*APPROVAL, "cancelled: bad customer"],
     "order-expired": [*APPROVAL, "cancelled: approval timed out"],
+    # After a refused signal a pause, and the rest of the window.
+    "order-signal-refused": [
+        *APPROVAL,
+        "timer",
+        "timer",
+        "settle_approval",
+        *ORDER_STEPS,
+        *ORDER_END,
+        ORDERED,
+    ],
     "order-decided-before": ["await_approval", *ORDER_STEPS, *ORDER_END, ORDERED],
     "order-failed-check-inventory": [*ORDER_STEPS[:1], *undone(), "No."],
     "order-failed-reserve-inventory": [*ORDER_STEPS[:2], *undone("release_inventory"), "No."],

@@ -10,6 +10,7 @@ Log messages come without arguments: the SDK appends the ids to the format, and 
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 from temporalio import activity
@@ -45,6 +46,8 @@ _EXPECTED: Final = dict.fromkeys((*STEPS, *UNTIL_IT_SUCCEEDS), frozenset({"messa
     contracts.BEGIN_COMPENSATION: _STANDING,
     contracts.CLOSE_ORDER: _STANDING,
 }
+# After these a pending order says in how many seconds it is to be asked about again.
+_WAITS: Final = (contracts.AWAIT_APPROVAL, contracts.SETTLE_APPROVAL)
 # A failure is stored in the history for each waiting caller to read.
 _MESSAGE_LIMIT: Final = 1000
 
@@ -87,7 +90,7 @@ class OrderActivities:
         try:
             text = await self._site.request(
                 "POST",
-                f"/orders/{step.order}/steps/{name}",
+                f"/orders/{_segment(step.order)}/steps/{name}",
                 workflow_id=activity.info().workflow_id or "",
                 json={"attempt": step.attempt, **(step.details or {})},
             )
@@ -104,12 +107,31 @@ class OrderActivities:
             answer = json.loads(text)
         except ValueError:
             answer = None
-        if not isinstance(answer, dict) or not _EXPECTED[name] <= answer.keys():
+        if not isinstance(answer, dict) or not _is_whole(name, answer):
             raise ApplicationError(
                 "What answers there is not the site; see EXPENSES_SITE_URL.",
                 type="UnexpectedAnswer",
             )
         return answer
+
+
+def _segment(ref: str) -> str:
+    """Return an order's reference as one segment of a path, whatever it holds.
+
+    Any client of Temporal can write the argument of a workflow. Dots are quoted too, since ".." is
+    a segment that clients and proxies resolve.
+    """
+    return quote(ref, safe="", errors="replace").replace(".", "%2E")
+
+
+def _is_whole(name: str, answer: dict[str, Any]) -> bool:
+    """Whether this is what the site answers to a step."""
+    if not _EXPECTED[name] <= answer.keys():
+        return False
+    if name not in _WAITS or answer["state"] != contracts.PENDING:
+        return True
+    seconds = answer.get("seconds_left")
+    return isinstance(seconds, int) and 1 <= seconds <= contracts.LONGEST_APPROVAL_SECONDS
 
 
 def _detail(response: httpx.Response) -> str:
@@ -119,4 +141,5 @@ def _detail(response: httpx.Response) -> str:
     except ValueError:
         return ""
     detail = problem.get("detail") if isinstance(problem, dict) else None
-    return detail[:_MESSAGE_LIMIT] if isinstance(detail, str) else ""
+    # Storable, since the SDK cannot report a failure whose text has lone surrogates.
+    return contracts.storable(detail)[:_MESSAGE_LIMIT] if isinstance(detail, str) else ""

@@ -3,18 +3,19 @@
 
 The site's records decide each fork (approved or not, completed or compensated), by
 compare-and-set; this workflow asks, and does what it is told. So neither a late signal nor a lost
-answer can make it contradict them.
+answer can make it contradict them. Nor does it say what a signal was: the site reads the signals
+from the history of the run.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
@@ -36,8 +37,8 @@ RETRIES: Final = RetryPolicy(
     maximum_interval=timedelta(seconds=30),
     maximum_attempts=0,
 )
-# As of a reason that comes over HTTP.
-TEXT_LENGTH: Final = 2000
+# However many signals come, the site is asked about them once in so many seconds.
+PAUSE_SECONDS: Final = 1
 _UNDOES: Final = frozenset(undo for _, undo in contracts.SAGA)
 
 
@@ -77,8 +78,8 @@ class OrderWorkflow:
         )
         self._approval = "pending" if order.needs_approval else "not_required"
         self._approval_reason = ""
-        # Signals that wait to be asked about: the verdict and its reason.
-        self._signals: list[tuple[str, str]] = []
+        # Whether a signal came since the site was last asked to look for one.
+        self._signalled = False
         self._answers: dict[str, dict[str, Any]] = {}
 
     @workflow.run
@@ -101,18 +102,14 @@ class OrderWorkflow:
             return await _shielded(self._compensate(error))
         return await _shielded(self._complete())
 
-    @workflow.signal
-    def approve_order(self, reason: Any = "", *_: Any) -> None:
-        """Ask for the approval of the order; the first decision stands (O3).
+    @workflow.signal(dynamic=True)
+    def any_signal(self, name: str, arguments: Sequence[RawValue]) -> None:
+        """Have the site look for `approve_order(reason)` and `reject_order(reason)` (O3).
 
-        Whatever a client sends: a handler that fails would stop the run for ever.
+        It takes any name and leaves the arguments undecoded: a handler that fails would stop the
+        run, and the SDK drops a signal whose arguments it cannot decode.
         """
-        self._signals.append((contracts.APPROVED, _storable(reason)))
-
-    @workflow.signal
-    def reject_order(self, reason: Any = "", *_: Any) -> None:
-        """Ask for the rejection of the order; as :meth:`approve_order`."""
-        self._signals.append((contracts.REJECTED, _storable(reason)))
+        self._signalled = True
 
     @workflow.query
     def get_approval_status(self) -> str:
@@ -130,20 +127,21 @@ class OrderWorkflow:
         return self._status
 
     async def _is_approved(self) -> bool:
-        """Wait for the decision, for as long as the approval window is open."""
-        seconds = self._order.approval_seconds
-        if not 0 < seconds <= contracts.LONGEST_APPROVAL_SECONDS:
-            raise ApplicationError(
-                f"approval_seconds is {seconds}; it must be from 1 to "
-                f"{contracts.LONGEST_APPROVAL_SECONDS} (30 days)",
-                type="ValueError",
-                non_retryable=True,
-            )
-        end = workflow.now() + timedelta(seconds=seconds)
-        standing = await self._ask(contracts.AWAIT_APPROVAL, until=end.isoformat())
+        """Wait for the decision until the site says that there is one, or that the window is over.
+
+        The site says how long to wait, and this run's own timer measures it, so that the clocks of
+        Temporal and of the site need not agree.
+        """
+        standing = await self._ask(contracts.AWAIT_APPROVAL)
         while standing["state"] == contracts.PENDING:
-            verdict, reason = await self._next_request(end)
-            standing = await self._ask(contracts.SETTLE_APPROVAL, verdict=verdict, reason=reason)
+            with contextlib.suppress(TimeoutError):
+                await workflow.wait_condition(
+                    lambda: self._signalled, timeout=timedelta(seconds=standing["seconds_left"])
+                )
+            self._signalled = False
+            standing = await self._ask(contracts.SETTLE_APPROVAL)
+            if standing["state"] == contracts.PENDING:
+                await workflow.sleep(PAUSE_SECONDS)
         self._hear(standing)
         # Completed, it is carried out once more from the records: an earlier run was terminated.
         if standing["state"] in (contracts.RUNNING, contracts.ORDER_COMPLETED):
@@ -161,14 +159,6 @@ class OrderWorkflow:
             self._approval_reason = standing["approval_reason"]
         elif self._approval == "pending":
             self._approval = "undecided"
-
-    async def _next_request(self, end: datetime) -> tuple[str, str]:
-        """The next signal, or the end of the approval window."""
-        left = end - workflow.now()
-        if not self._signals and left > timedelta(0):
-            with contextlib.suppress(TimeoutError):
-                await workflow.wait_condition(lambda: bool(self._signals), timeout=left)
-        return self._signals.pop(0) if self._signals else (contracts.EXPIRED, "")
 
     async def _complete(self) -> contracts.OrderResult:
         self._status.status = contracts.ORDER_COMPLETED
@@ -188,7 +178,7 @@ class OrderWorkflow:
         standing = await self._ask(
             contracts.BEGIN_COMPENSATION,
             failed_step=failed_step,
-            reason="cancelled in Temporal" if cancelled else _reason(error),
+            reason="" if cancelled else _reason(error),
             cancelled=cancelled,
         )
         self._hear(standing)
@@ -258,13 +248,8 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     # Without the type that the SDK puts before it.
-    return _storable(error.message if isinstance(error, FailureError) else str(error))
-
-
-def _storable(said: Any) -> str:
-    """A text from outside, as any database stores it: the site refuses others, each time."""
-    text = "" if said is None else str(said)
-    return text.encode(errors="replace").decode().replace("\0", "?")[:TEXT_LENGTH]
+    # Storable, or the site would refuse it each time.
+    return contracts.storable(error.message if isinstance(error, FailureError) else str(error))
 
 
 async def _shielded(work: Coroutine[Any, Any, T]) -> T:

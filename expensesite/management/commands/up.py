@@ -118,7 +118,12 @@ class Command(BaseCommand):
             # Orders from another terminal are under the same rule.
             **{
                 name: os.environ[name]
-                for name in ("ORDERS_APPROVAL_THRESHOLD", "ORDERS_APPROVAL_SECONDS")
+                for name in (
+                    "ORDERS_APPROVAL_THRESHOLD",
+                    "ORDERS_APPROVAL_SECONDS",
+                    "ORDERS_SIGNAL_DECISIONS",
+                    "ORDERS_SIGNAL_LIMIT",
+                )
             },
         }
         installation.record(directory, addresses)
