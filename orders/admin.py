@@ -104,7 +104,8 @@ class OrderAdmin(DecidableAdmin):
         return request.user.has_perm(services.OPERATE)
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
-        return self.has_view_permission(request)
+        # The action of the list. Which orders a submitter may cancel, the service knows.
+        return self.has_operate_permission(request) or request.user.has_perm(services.SUBMIT)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Order]:
         return with_delivery(

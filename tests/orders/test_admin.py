@@ -101,6 +101,33 @@ def test_an_auditor_does_nothing(
         act(client, action, pending)
 
 
+OFFERED = {
+    groups.EMPLOYEE: ["cancel"],
+    groups.APPROVER: ["approve", "reject"],
+    groups.FINANCE: [],
+    groups.AUDITOR: [],
+    groups.OPERATOR: ["cancel", "retry"],
+    groups.WORKER: ["cancel"],
+    "superuser": ["approve", "reject", "cancel", "retry"],
+}
+
+
+@pytest.mark.parametrize("role", [*groups.NAMES, "superuser"])
+def test_offered_actions(client: Client, unchanged: Unchanged, role: str) -> None:
+    """X10: the list offers to cancel to those who operate orders or submit them; whoever sends the
+    action all the same, for another's order, is refused, which is audited."""
+    names = () if role == "superuser" else (role,)
+    person = factories.user(*names, is_superuser=role == "superuser")
+    others = factories.order("ORD-002", State.PENDING)
+    factories.order("ORD-003", State.PENDING, submitter=person)
+    client.force_login(person)
+    html = client.get(LIST).content.decode()
+    assert re.findall(r'<option value="(\w+)"', html.partition('name="action"')[2]) == OFFERED[role]
+    if role in (groups.APPROVER, groups.FINANCE, groups.AUDITOR):
+        with unchanged(refusals=1):
+            act(client, "cancel", others)
+
+
 def test_an_employee_sees_their_own(client: Client, pending: Order) -> None:
     """X3: and may cancel it; those of others are not there."""
     buyer = factories.user(groups.EMPLOYEE)
