@@ -16,10 +16,11 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import mark_safe
 from django.utils.timesince import timeuntil
 from unfold.decorators import display
-from unfold.widgets import UnfoldAdminIntegerFieldWidget
+from unfold.widgets import UnfoldAdminIntegerFieldWidget, UnfoldAdminTextInputWidget
 
 from access.actors import Actor
 from access.admin import BoundedAdmin, ReadOnlyAdmin
+from access.text import TEXT_LENGTH
 from approvals import services as approvals
 from approvals.admin import DecidableAdmin, TrailRow, with_delivery
 from approvals.models import Route
@@ -222,6 +223,23 @@ class StockItemForm(forms.ModelForm):  # type: ignore[type-arg]
         widget=UnfoldAdminIntegerFieldWidget,
         help_text="Negative to take some away.",
     )
+    reason = forms.CharField(
+        required=False,
+        max_length=TEXT_LENGTH,
+        label="Reason for the price",
+        widget=UnfoldAdminTextInputWidget,
+        help_text="Why the unit price or the currency changes; the audit trail keeps it.",
+    )
+
+    def changes_price(self) -> bool:
+        return not {"unit_price", "currency"}.isdisjoint(self.changed_data)
+
+    def clean(self) -> dict[str, Any] | None:
+        cleaned: dict[str, Any] | None = super().clean()
+        # A new product has no price that could change.
+        if self.instance.pk and self.changes_price() and not self.cleaned_data.get("reason"):
+            self.add_error("reason", services.PRICE_NEEDS_REASON)
+        return cleaned
 
     def clean_pieces(self) -> int:
         pieces: int = self.cleaned_data["pieces"]
@@ -239,12 +257,23 @@ class StockItemAdmin(BoundedAdmin):
     search_fields: ClassVar = ["product_id", "name"]
     ordering: ClassVar = ["product_id"]
     fields: ClassVar = ["product_id", "name", "unit_price", "currency", "pieces"]
+    # Of a product that is there already.
+    change_fields: ClassVar = [
+        "product_id",
+        "name",
+        "unit_price",
+        "currency",
+        "reason",
+        "available",
+        "reserved",
+        "pieces",
+    ]
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False  # orders refer to it
 
     def get_fields(self, request: HttpRequest, obj: StockItem | None = None) -> list[str]:
-        return [*self.fields[:-1], "available", "reserved", "pieces"] if obj else self.fields
+        return self.change_fields if obj else self.fields
 
     def get_readonly_fields(self, request: HttpRequest, obj: StockItem | None = None) -> list[str]:
         return ["product_id", "available", "reserved"] if obj else []
@@ -255,16 +284,22 @@ class StockItemAdmin(BoundedAdmin):
 
     def save_model(self, request: HttpRequest, obj: StockItem, form: Any, change: bool) -> None:
         # Not the pieces: orders may have taken some since the page was read.
-        obj.save(update_fields=["name", "unit_price", "currency"] if change else None)
+        obj.save(update_fields=["name"] if change else None)
+        who: dict[str, Any] = {
+            "actor": Actor.of(request.user),  # type: ignore[arg-type]
+            "route": Route.ADMIN,
+            "now": timezone.now(),
+        }
+        if change and form.changes_price():
+            price = {"unit_price": obj.unit_price, "currency": obj.currency}
+            obj.unit_price, obj.currency = form.initial["unit_price"], form.initial["currency"]
+            try:
+                services.change_price(obj, **price, reason=form.cleaned_data["reason"], **who)
+            except approvals.WrongState as error:
+                messages.error(request, str(error))
         if pieces := form.cleaned_data["pieces"]:
             try:
-                services.adjust_stock(
-                    obj,
-                    by=pieces,
-                    actor=Actor.of(request.user),  # type: ignore[arg-type]
-                    route=Route.ADMIN,
-                    now=timezone.now(),
-                )
+                services.adjust_stock(obj, by=pieces, **who)
             except approvals.WrongState as error:
                 messages.error(request, f"{error} The pieces stay as they are.")
 

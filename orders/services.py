@@ -38,6 +38,7 @@ LARGEST_TOTAL: Final = Decimal("999999999999.99")
 # Orders in a list or a snapshot.
 LISTED: Final = 1000
 TIMED_OUT: Final = "approval timed out"
+PRICE_NEEDS_REASON: Final = "A price change needs a reason; say why."
 _SIGNAL_OF = {
     Verdict.APPROVED: contracts.APPROVE_ORDER,
     Verdict.REJECTED: contracts.REJECT_ORDER,
@@ -408,6 +409,44 @@ def adjust_stock(
             reason=f"{by:+d} pieces",
         )
     log.info("%s: %+d pieces by %s", item.product_id, by, actor.name)
+
+
+def change_price(
+    item: StockItem,
+    *,
+    unit_price: Decimal,
+    currency: str,
+    actor: actors.Actor,
+    route: Route,
+    now: datetime,
+    reason: str,
+) -> None:
+    """Give a product another price, from the one that `item` has; orders keep the price that they
+    were submitted at.
+
+    Raises approvals.ReasonMissing, and approvals.WrongState where the price was changed meanwhile.
+    """
+    if not reason:
+        raise approvals.ReasonMissing(PRICE_NEEDS_REASON)
+    before = {"unit_price": item.unit_price, "currency": item.currency}
+    changed = f"{item.unit_price} {item.currency} → {unit_price} {currency}"
+    with transaction.atomic():
+        if not StockItem.objects.filter(pk=item.pk, **before).update(
+            unit_price=unit_price, currency=currency
+        ):
+            raise approvals.WrongState(
+                f"The price of {item} was changed meanwhile; look at it and change it again."
+            )
+        approvals.record_event(
+            AuditEntry.Event.ADJUSTED,
+            subject="stock",
+            subject_id=item.product_id,
+            actor=actor,
+            route=route,
+            now=now,
+            reason=f"price {changed}: {reason}",
+        )
+    log.info("%s: price %s by %s", item.product_id, changed, actor.name)
 
 
 class Snapshot(NamedTuple):

@@ -202,10 +202,10 @@ def test_pieces_are_added_not_set(client: Client) -> None:
     lamp = StockItem.objects.get(product_id="SKU-001")
     client.force_login(factories.user(groups.OPERATOR, username="olga"))
     StockItem.objects.filter(pk=lamp.pk).update(available=20, reserved=5)
-    form = {"name": "Desk lamp", "unit_price": "25.00", "currency": "USD", "pieces": "7"}
+    form = {"name": "Desk lamp", "unit_price": "24.5", "currency": "USD", "pieces": "7"}
     assert client.post(f"{STOCK}{lamp.pk}/change/", form).status_code == 302
     lamp.refresh_from_db()
-    assert (lamp.available, lamp.reserved, lamp.unit_price) == (27, 5, Decimal("25.00"))
+    assert (lamp.available, lamp.reserved, lamp.unit_price) == (27, 5, Decimal("24.50"))
     entry = AuditEntry.objects.get(subject="stock")
     assert (entry.subject_id, entry.event, entry.actor, entry.reason) == (
         "SKU-001",
@@ -213,6 +213,77 @@ def test_pieces_are_added_not_set(client: Client) -> None:
         "olga",
         "+7 pieces",
     )
+
+
+PRICED = {"name": "Desk lamp", "unit_price": "24.50", "currency": "USD", "pieces": "0"}
+
+
+@pytest.fixture
+def lamp(client: Client) -> StockItem:
+    """A product at 24.50 USD; an operator is signed in."""
+    factories.stock()
+    client.force_login(factories.user(groups.OPERATOR, username="olga"))
+    return StockItem.objects.get(product_id="SKU-001")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "change"),
+    [
+        ("unit_price", "0.01", "24.50 USD → 0.01 USD"),
+        ("currency", "EUR", "24.50 USD → 24.50 EUR"),
+    ],
+)
+def test_a_price_change_has_a_reason(
+    client: Client, unchanged: Unchanged, lamp: StockItem, field: str, value: str, change: str
+) -> None:
+    """X5: without a reason nothing changes; with it the trail has the old price and the new one."""
+    for reason in ({}, {"reason": ""}, {"reason": " \n"}):
+        with unchanged():
+            answer = client.post(f"{STOCK}{lamp.pk}/change/", PRICED | {field: value} | reason)
+        assert "A price change needs a reason; say why." in answer.content.decode()
+    posted = PRICED | {field: value, "reason": "supplier's list", "name": "Lamp"}
+    assert client.post(f"{STOCK}{lamp.pk}/change/", posted).status_code == 302
+    lamp.refresh_from_db()
+    assert (lamp.name, f"{lamp.unit_price} {lamp.currency}") == ("Lamp", change.split(" → ")[1])
+    [entry] = AuditEntry.objects.filter(subject="stock")
+    assert (entry.subject_id, entry.event, entry.actor, entry.route, entry.reason) == (
+        "SKU-001",
+        "adjusted",
+        "olga",
+        "admin",
+        f"price {change}: supplier's list",
+    )
+
+
+def test_a_name_needs_no_reason(client: Client, lamp: StockItem) -> None:
+    """X5: nor does the price as it is, written otherwise; the trail tells of neither."""
+    for posted in ({"name": "Lamp"}, {"unit_price": "24.5"}, {"unit_price": "024.50"}):
+        assert client.post(f"{STOCK}{lamp.pk}/change/", PRICED | posted).status_code == 302
+    assert client.get(f"{STOCK}{lamp.pk}/change/").content.decode().count('name="reason"') == 1
+    assert 'name="reason"' not in client.get(f"{STOCK}add/").content.decode()
+    assert not AuditEntry.objects.filter(subject="stock").exists()
+
+
+def test_a_price_that_was_changed_meanwhile(
+    client: Client, lamp: StockItem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X5: the price stays as the other person set it, and the person is told."""
+    change_price = services.change_price
+
+    def after_another(item: StockItem, **how: Any) -> None:
+        StockItem.objects.update(unit_price="30.00")
+        change_price(item, **how)
+
+    monkeypatch.setattr(services, "change_price", after_another)
+    answer = client.post(
+        f"{STOCK}{lamp.pk}/change/", PRICED | {"unit_price": "25", "reason": "dearer"}
+    )
+    assert told(answer)[0] == (
+        "The price of SKU-001 was changed meanwhile; look at it and change it again."
+    )
+    lamp.refresh_from_db()
+    assert lamp.unit_price == Decimal("30.00")
+    assert not AuditEntry.objects.filter(subject="stock").exists()
 
 
 @pytest.mark.parametrize(

@@ -585,6 +585,30 @@ def test_adjust_stock(by: int, available: int) -> None:
     assert (row.by, row.route, row.reason) == (actor.user, "admin", f"{by:+d} pieces")
 
 
+def test_change_price(unchanged: Unchanged) -> None:
+    """X5, O1: the change, its reason and its row in the audit trail are one; an order keeps the
+    price of its submission. Without a reason, or from a price that is not the price any more,
+    nothing changes."""
+    order = factories.order()
+    stale = StockItem.objects.get(product_id="SKU-001")
+    item = StockItem.objects.get(product_id="SKU-001")
+    actor = acting(groups.OPERATOR)
+    price: Any = {"unit_price": Decimal("30.00"), "currency": "EUR"}
+    who: Any = {**WHO, "actor": actor, "route": Route.ADMIN}
+    with unchanged(), pytest.raises(approvals.ReasonMissing):
+        services.change_price(item, **price, **who, reason="")
+    services.change_price(item, **price, **who, reason="dearer")
+    item.refresh_from_db()
+    assert (item.unit_price, item.currency, item.available) == (Decimal("30.00"), "EUR", 25)
+    row = AuditEntry.objects.latest("pk")
+    assert (row.event, row.subject, row.subject_id) == ("adjusted", "stock", "SKU-001")
+    assert (row.by, row.route, row.at) == (actor.user, "admin", factories.NOW)
+    assert row.reason == "price 24.50 USD → 30.00 EUR: dearer"
+    with unchanged(), pytest.raises(approvals.WrongState, match="changed meanwhile"):
+        services.change_price(stale, **price, **who, reason="dearer")
+    assert order.lines.get(product_id="SKU-001").unit_price == Decimal("24.50")
+
+
 def test_adjust_more_than_there_is(unchanged: Unchanged) -> None:
     """O5: what orders have reserved is not taken away."""
     factories.carry(factories.order(), contracts.RESERVE_INVENTORY)
