@@ -117,6 +117,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "rest_framework",
     "knox",
+    "axes",
     "csp",
     "access",
     "outbox",
@@ -134,12 +135,15 @@ MIDDLEWARE = [
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "csp.middleware.CSPMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
+    "access.sessions.Middleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "access.cross_site.Middleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "access.unavailable.Middleware",
+    "access.passwords.Middleware",
+    "axes.middleware.AxesMiddleware",
 ]
 
 ROOT_URLCONF = "expensesite.urls"
@@ -183,15 +187,38 @@ else:
     _options["tcp_user_timeout"] = 10_000
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
+PASSWORD_HASHERS = ["access.passwords.Hasher"]
 AUTH_PASSWORD_VALIDATORS = [
-    {"NAME": f"django.contrib.auth.password_validation.{name}"}
-    for name in (
-        "UserAttributeSimilarityValidator",
-        "MinimumLengthValidator",
-        "CommonPasswordValidator",
-        "NumericPasswordValidator",
+    {"NAME": f"django.contrib.auth.password_validation.{name}", "OPTIONS": options}
+    for name, options in (
+        ("UserAttributeSimilarityValidator", {}),
+        ("MinimumLengthValidator", {"min_length": 12}),
+        ("CommonPasswordValidator", {}),
+        ("NumericPasswordValidator", {}),
     )
 ]
+# After so many failed sign-ins a name, or an address, waits for so long (requirements X11). The
+# wait is short, since strangers can cause it.
+AXES_FAILURE_LIMIT = env.int("SIGN_IN_FAILURES", 10)
+_wait = env.int("SIGN_IN_WAIT_SECONDS", 300)
+if AXES_FAILURE_LIMIT < 1 or _wait < 1:
+    raise ImproperlyConfigured("SIGN_IN_FAILURES and SIGN_IN_WAIT_SECONDS must be at least 1.")
+AXES_COOLOFF_TIME = timedelta(seconds=_wait)
+# A sign-in that is refused while one waits does not make the wait longer.
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_LOCKOUT_PARAMETERS = "access.sign_in.lockout_parameters"
+AXES_CLIENT_IP_CALLABLE = "access.sign_in.client_network"
+AXES_LOCKOUT_CALLABLE = "access.sign_in.locked_out"
+# Attempts are deleted when they no longer count; a record of each sign-in would grow forever.
+AXES_DISABLE_ACCESS_LOG = True
+AXES_ENABLE_ADMIN = False
+# The log names the address. It never names the user: people type passwords into that field.
+AXES_VERBOSE = False
+AXES_SENSITIVE_PARAMETERS = ["username"]
 LOGIN_REDIRECT_URL = "admin:index"
 
 TIME_ZONE = "UTC"
@@ -217,6 +244,8 @@ SILENCED_SYSTEM_CHECKS = [
     # The proxy redirects to HTTPS. The worker and the probes speak plain HTTP inside.
     "security.W008",
 ]
+# A session ends after so many seconds in which its person did nothing (access.sessions).
+SESSION_COOKIE_AGE = 8 * 3600
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [SELF],
@@ -248,6 +277,7 @@ REST_KNOX = {"TOKEN_TTL": timedelta(days=90), "AUTH_HEADER_PREFIX": "Bearer"}
 UNFOLD = {
     "SITE_TITLE": "Expense approvals",
     "SITE_HEADER": "Expense approvals",
+    "LOGIN": {"form": "access.sign_in.SignInForm"},
     "SITE_FAVICONS": [{"rel": "icon", "href": lambda request: "data:,"}],
     "SHOW_HISTORY": False,
     "SHOW_VIEW_ON_SITE": False,
@@ -272,5 +302,7 @@ LOGGING = {
     "loggers": {
         # httpx logs each request's URL at INFO; the worker logs what matters itself.
         "httpx": {"level": "WARNING"},
+        # At INFO it writes several lines for each sign-in that fails.
+        "axes": {"level": "WARNING"},
     },
 }

@@ -1,25 +1,15 @@
 from django.contrib import admin
-from django.http import HttpRequest, HttpResponse
-from django.urls import include, path, reverse
+from django.urls import Resolver404, include, path, re_path
+from django.views.defaults import page_not_found
 
+from access import sign_in
 from expensesite import health
 
-
-def sign_in(request: HttpRequest) -> HttpResponse:
-    """The admin's sign-in; it leads to a page, whatever `next` says.
-
-    Otherwise a link to the sign-in with an action of the plain protocol as `next` would have the
-    person who signs in decide: after the redirect the browser calls that request same-origin.
-    """
-    response: HttpResponse = admin.site.login(request)
-    pages = (reverse("admin:index"), reverse("list"))
-    if response.status_code == 302 and not response["Location"].startswith(pages):
-        response["Location"] = reverse("admin:index")
-    return response
-
-
 urlpatterns = [
-    path("admin/login/", sign_in),
+    # Dot segments, which the admin's redirects would hand to the browser to resolve.
+    re_path(r"^admin/(?:[^/]*/)*\.{1,2}(?:/|$)", page_not_found, {"exception": Resolver404()}),
+    path("admin/login/", sign_in.sign_in),
+    path("admin/logout/", sign_in.sign_out),
     path("admin/", admin.site.urls),
     path("health", health.health),
     path("readyz", health.ready),

@@ -4,7 +4,12 @@ const live = document.getElementById("live");
 async function refresh() {
   if (document.hidden) return;
   try {
-    const response = await fetch(location.href);
+    // The mark says that no person asked: an open page does not keep its session alive.
+    const response = await fetch(location.href, { headers: { "X-Background": "1" } });
+    if (response.status === 401) {
+      live.textContent = "Not up to date: you are signed out. Reload the page to sign in.";
+      return;
+    }
     if (!response.ok) throw new Error(response.status);
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
     const rows = document.querySelector("tbody");

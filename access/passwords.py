@@ -1,0 +1,58 @@
+"""How passwords are hashed: as Django does, by at most two threads of a process at once.
+
+A hash takes a core for a good part of a second, and anybody can ask for one by trying to sign in.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
+from django.http import HttpRequest, HttpResponse
+
+AT_ONCE: Final = 2
+RETRY_SECONDS: Final = 3
+
+_free = threading.BoundedSemaphore(AT_ONCE)
+
+
+class Busy(Exception):
+    """As many passwords are being hashed in this process as may be."""
+
+    def __init__(self) -> None:
+        super().__init__("Too many people are signing in right now. Try again in a few seconds.")
+
+
+class Hasher(PBKDF2PasswordHasher):
+    """Django's default hasher; it raises Busy instead of waiting for its turn."""
+
+    # Pinned: with another number, signing in stores the password anew, which ends the person's
+    # tokens and other sessions.
+    iterations = 1_000_000
+
+    def encode(self, password: str, salt: str, iterations: int | None = None) -> str:
+        if not _free.acquire(blocking=False):
+            raise Busy
+        try:
+            return super().encode(password, salt, iterations)
+        finally:
+            _free.release()
+
+
+class Middleware:
+    """Answers Busy with 503. Whatever page took the password has changed nothing yet.
+
+    The answer is plain text: the page would cost ten times as much.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        return self._get_response(request)
+
+    def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
+        if not isinstance(error, Busy):
+            return None
+        headers = {"Retry-After": str(RETRY_SECONDS)}
+        return HttpResponse(f"{error}\n", "text/plain; charset=utf-8", 503, headers=headers)

@@ -1,0 +1,331 @@
+"""A sign-in cannot be tried at will: limits by name, by address, and on hashing."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from axes.models import AccessAttempt, AccessLog
+from django.contrib.auth.hashers import check_password, make_password
+from django.contrib.auth.models import User
+from django.http import HttpResponse
+from django.test import Client
+
+from access import groups, passwords, sign_in
+from tests import factories
+from tests.conftest import at_once
+
+pytestmark = pytest.mark.django_db
+
+LIMIT = 10
+WAIT = timedelta(minutes=5)
+PASSWORD = "pass-of-ada"
+WRONG = "The user name or the password is wrong."
+TOO_MANY = "Too many sign-ins have failed. Wait 5 minutes and try again."
+BUSY = "Too many people are signing in right now. Try again in a few seconds."
+
+
+@pytest.fixture
+def ada() -> User:
+    return factories.user(groups.APPROVER, username="ada", password=PASSWORD)
+
+
+@pytest.fixture
+def clock() -> Any:
+    with time_machine.travel("2026-03-01T12:00:00Z", tick=False) as traveller:
+        yield traveller
+
+
+@pytest.fixture
+def real_hasher(settings: Any) -> None:
+    settings.PASSWORD_HASHERS = ["access.passwords.Hasher"]
+
+
+def attempt(
+    name: str = "ada", password: str = "wrong", *, at: str = "192.0.2.1", by: Client | None = None
+) -> HttpResponse:
+    form = {"username": name, "password": password}
+    return (by or Client()).post("/admin/login/", form, REMOTE_ADDR=at)
+
+
+def fail(times: int, name: str = "ada", *, at: str = "192.0.2.1") -> None:
+    for _ in range(times):
+        attempt(name, at=at)
+
+
+def is_refused(answer: HttpResponse) -> bool:
+    """Whether the sign-in was not tried: 429 with the sentence and the seconds to wait."""
+    if answer.status_code != 429:
+        return False
+    assert TOO_MANY in answer.content.decode()
+    assert WRONG not in answer.content.decode()
+    assert answer["Retry-After"] == "300"
+    return True
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "refused"),
+    [
+        ("ada", "192.0.2.1", True),
+        ("ada", "192.0.2.2", True),
+        ("bob", "192.0.2.1", True),
+        ("bob", "192.0.2.2", False),
+        ("ADA", "192.0.2.2", False),
+    ],
+)
+def test_failures_lock_the_name_and_the_address(
+    ada: User, name: str, at: str, refused: bool
+) -> None:
+    """X11: after ten failures neither the name nor the address signs in, with the right password
+    either; others do."""
+    for person in ("bob", "ADA"):
+        factories.user(username=person, password=PASSWORD)
+    for number in range(LIMIT):
+        answer = attempt()
+        assert is_refused(answer) == (number == LIMIT - 1)
+        assert number == LIMIT - 1 or WRONG in answer.content.decode()
+    answer = attempt(name, PASSWORD, at=at)
+    assert is_refused(answer) == refused
+    assert (answer.status_code == 302) == (not refused)
+
+
+def test_the_wait_ends_and_is_not_prolonged(ada: User, clock: Any) -> None:
+    """X11: five minutes after the last counted failure one may try again; those who try meanwhile
+    make it no longer."""
+    fail(LIMIT)
+    clock.shift(WAIT - timedelta(seconds=1))
+    assert is_refused(attempt(password=PASSWORD))
+    clock.shift(timedelta(seconds=2))
+    assert attempt(password=PASSWORD).status_code == 302
+
+
+def test_a_refused_sign_in_hashes_and_writes_nothing(
+    ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X11: while one waits, trying costs no hash and no row."""
+    fail(LIMIT)
+    before = list(AccessAttempt.objects.values())
+    monkeypatch.setattr(User, "check_password", lambda *_: pytest.fail("it was hashed"))
+    assert is_refused(attempt())
+    assert list(AccessAttempt.objects.values()) == before
+
+
+def test_a_known_browser_is_not_locked_out_by_others(ada: User) -> None:
+    """X11: a stranger who fails on purpose keeps nobody out of the browser in which that person
+    has signed in before; another person's browser is no such one, nor is a forged mark."""
+    known, other = Client(), Client()
+    factories.user(username="bob", password=PASSWORD)
+    attempt(password=PASSWORD, at="192.0.2.2", by=known)
+    attempt("bob", PASSWORD, at="192.0.2.3", by=other)
+    forger = Client()
+    forger.cookies["known_browser"] = "é" * 64
+    fail(LIMIT)
+    assert is_refused(attempt(password=PASSWORD, at="192.0.2.3", by=other))
+    assert is_refused(attempt(password=PASSWORD, at="192.0.2.4", by=forger))
+    known.cookies.pop("sessionid")
+    assert attempt(password=PASSWORD, at="192.0.2.2", by=known).status_code == 302
+    cookie = known.cookies["known_browser"]
+    assert (cookie["httponly"], cookie["samesite"], cookie["path"]) == (
+        True,
+        "Strict",
+        "/admin/login/",
+    )
+
+
+def test_a_known_browser_is_limited_by_its_address(ada: User) -> None:
+    """X11: who takes such a browser does not try passwords without limit."""
+    known = Client()
+    attempt(password=PASSWORD, by=known)
+    for _ in range(LIMIT):
+        attempt(by=known)
+    assert is_refused(attempt(password=PASSWORD, by=known))
+
+
+def test_a_session_goes_on_while_its_name_is_locked(ada: User) -> None:
+    """X11: strangers end nobody's session."""
+    client = Client()
+    client.force_login(ada)
+    fail(LIMIT)
+    assert client.get("/admin/").status_code == 200
+
+
+def test_signing_in_forgives_ones_own_failures_only(ada: User) -> None:
+    """X11: an account of one's own does not reset the count of what one tries with others'."""
+    factories.user(username="mallory", password=PASSWORD)
+    for _ in range(3):
+        fail(4)
+        answer = attempt("mallory", PASSWORD)
+    assert is_refused(answer)
+    assert is_refused(attempt(password=PASSWORD))
+
+    fail(LIMIT - 1, "mallory", at="192.0.2.9")
+    attempt("mallory", PASSWORD, at="192.0.2.9")
+    assert not is_refused(attempt("mallory", at="192.0.2.9"))
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("::1", "::"),
+        ("", "::"),
+        ("unix:", "::"),
+    ],
+)
+def test_an_address_is_what_one_customer_has(rf: Any, address: str, network: str) -> None:
+    """X11: IPv6 hands out 2^64 addresses at a time. What a client writes into headers is no
+    address."""
+    request = rf.get("/", REMOTE_ADDR=address, HTTP_X_FORWARDED_FOR="198.51.100.7")
+    assert sign_in.client_network(request) == network
+
+
+def test_old_attempts_are_deleted(ada: User, clock: Any) -> None:
+    """X11: the table holds what still counts, and no password; no record of sign-ins grows."""
+    for name in ("a", "b", "c"):
+        fail(1, name)
+    assert AccessAttempt.objects.count() == 3
+    assert "wrong" not in str(list(AccessAttempt.objects.values()))
+    clock.shift(WAIT + timedelta(seconds=1))
+    attempt(password=PASSWORD)
+    assert not AccessAttempt.objects.exists()
+    assert not AccessLog.objects.exists()
+
+
+def test_the_log_names_the_address_and_no_secret(
+    ada: User, caplog: pytest.LogCaptureFixture
+) -> None:
+    """X8, X11: people type passwords into the field of the name."""
+    caplog.set_level("INFO")
+    fail(LIMIT + 1, "my-secret")
+    assert '"192.0.2.1"' in caplog.text
+    assert "my-secret" not in caplog.text
+    assert "wrong" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "password"),
+    [("x" * 151, "y"), ("x" * 100_000, "y"), ("a\0da", "y"), ("ada", "y\0"), ("", ""), ("ada", "")],
+)
+def test_what_no_user_has_is_a_form_error(name: str, password: str) -> None:
+    """X11: no error, no hash and no row for what is not even a name or a password."""
+    answer = attempt(name, password)
+    assert answer.status_code == 200
+    assert "errornote" in answer.content.decode()
+    assert not AccessAttempt.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "password", ["y" * 100_000, "ünï\u202ecode", "\ud800".encode("utf-8", "replace").decode()]
+)
+def test_an_odd_password_is_a_wrong_password(ada: User, password: str) -> None:
+    """X11: of any length and in any script."""
+    answer = attempt(password=password)
+    assert (answer.status_code, WRONG in answer.content.decode()) == (200, True)
+
+
+def test_a_name_is_not_given_away(ada: User) -> None:
+    """X11: names with and without a user, active or not, are answered alike, up to the limit."""
+    factories.user(username="gone", password=PASSWORD, is_active=False)
+
+    def answers(name: str, password: str, at: str) -> list[tuple[int, str]]:
+        tried = [attempt(name, password, at=at) for _ in range(LIMIT + 1)]
+        return [
+            (one.status_code, one.content.decode().replace(name, "").split("login-form")[0])
+            for one in tried
+        ]
+
+    expected = answers("ada", "wrong", "192.0.2.1")
+    assert answers("nobody", "wrong", "192.0.2.2") == expected
+    assert answers("gone", PASSWORD, "192.0.2.3") == expected
+
+
+# Hashing.
+
+
+@pytest.fixture
+def hashing(real_hasher: None) -> Any:
+    """As many hashes are under way as may be."""
+    for _ in range(passwords.AT_ONCE):
+        assert passwords._free.acquire(blocking=False)
+    yield
+    for _ in range(passwords.AT_ONCE):
+        passwords._free.release()
+
+
+def test_two_passwords_are_hashed_at_once(real_hasher: None) -> None:
+    """X11: the third is refused at once, and the next is served when one is done."""
+
+    def hashed() -> bool:
+        try:
+            make_password("secret")
+        except passwords.Busy:
+            return False
+        return True
+
+    assert sorted(at_once([hashed] * 8)) == [False] * 6 + [True] * 2
+    assert hashed()
+
+
+def test_an_error_while_hashing_frees_its_place(real_hasher: None) -> None:
+    """X11: nothing keeps a place for good."""
+    for _ in range(passwords.AT_ONCE + 1):
+        with pytest.raises(ValueError, match="salt"):
+            passwords.Hasher().encode("secret", "$")
+
+
+def test_the_hashes_are_djangos(settings: Any) -> None:
+    """X8: stored passwords go on working, and a stored one is not hashed anew at each sign-in."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher"]
+    stored = make_password("secret")
+    settings.PASSWORD_HASHERS = ["access.passwords.Hasher"]
+
+    def rehashed(password: str) -> None:
+        pytest.fail("it was stored anew")
+
+    assert check_password("secret", stored, rehashed)
+
+
+@pytest.mark.parametrize("name", ["ada", "nobody"])
+def test_a_sign_in_beyond_the_bound_is_503(ada: User, hashing: None, name: str) -> None:
+    """X11: the answer asks to try again; the attempt does not count."""
+    User.objects.filter(pk=ada.pk).update(password="pbkdf2_sha256$1000000$salt$aGFzaA==")
+    answer = attempt(name, PASSWORD)
+    assert (answer.status_code, answer["Retry-After"]) == (503, "3")
+    assert answer.content.decode() == f"{BUSY}\n"
+    assert not AccessAttempt.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [
+        (
+            "/admin/password_change/",
+            {"old_password": "x", "new_password1": "new-pass-of-ada", "new_password2": "x"},
+        ),
+        (
+            "/admin/auth/user/add/",
+            {"username": "new", "password1": "long-enough-1", "password2": "long-enough-1"},
+        ),
+        (
+            "/admin/auth/user/{}/password/",
+            {"password1": "long-enough-1", "password2": "long-enough-1"},
+        ),
+    ],
+)
+def test_other_passwords_are_bounded_too(hashing: None, path: str, form: dict[str, str]) -> None:
+    """X11: 503, and neither a user nor a password changes."""
+    admin = User.objects.create(
+        username="root",
+        is_staff=True,
+        is_superuser=True,
+        password="pbkdf2_sha256$1000000$salt$aGFzaA==",
+    )
+    client = Client()
+    client.force_login(admin)
+    before = list(User.objects.values("username", "password"))
+    answer = client.post(path.format(admin.pk), form)
+    assert (answer.status_code, answer["Retry-After"]) == (503, "3")
+    assert answer.content.decode() == f"{BUSY}\n"
+    assert list(User.objects.values("username", "password")) == before
