@@ -4,6 +4,7 @@ and read-only records."""
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import IncorrectLookupParameters, ShowFacets
 from django.contrib.admin.views.main import ORDER_VAR
@@ -14,13 +15,18 @@ from django.core.exceptions import ValidationError
 from django.core.paginator import InvalidPage
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.utils import timezone
+from django.utils.formats import localize
 from django.utils.text import smart_split
-from knox.models import AuthToken
 from unfold.admin import ModelAdmin
+from unfold.decorators import display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.views import ChangeList
 
+from access.models import Token
 from access.text import SEARCH_LENGTH, search_fault
+
+REVOKE_ANY = "access.revoke_any_token"
 
 
 class OwnFiltersList(ChangeList):  # type: ignore[misc]
@@ -112,8 +118,6 @@ class ReadOnlyAdmin(BoundedAdmin):
 
 admin.site.unregister(User)
 admin.site.unregister(Group)
-# Tokens are made by `manage.py createtoken`, which shows them once; the admin has only hashes.
-admin.site.unregister(AuthToken)
 
 
 @admin.register(User)
@@ -141,3 +145,58 @@ def _search_pages(request: HttpRequest, extra_context: dict[str, Any] | None = N
 
 
 _unfold.search = _search_pages
+
+
+@admin.register(Token)
+class TokenAdmin(ReadOnlyAdmin):
+    """Everybody of the staff sees and revokes their own tokens; who may, those of all.
+
+    Tokens are made by `manage.py createtoken`, which shows each once. To revoke is to delete.
+    """
+
+    list_display: ClassVar = ["user", "kind", "created", "last_used", "expires", "state", "why"]
+    # Neither the hash nor the stored beginning of the token.
+    fields: ClassVar = list_display
+    list_display_links = None
+    list_select_related: ClassVar = ["user"]
+    search_fields: ClassVar = ["user__username"]
+    ordering: ClassVar = ["user__username", "-created"]
+    actions: ClassVar = ["delete_selected"]
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return True  # of whoever is let into the admin
+
+    def has_view_permission(self, request: HttpRequest, obj: Token | None = None) -> bool:
+        return obj is None or obj.user_id == request.user.pk or request.user.has_perm(REVOKE_ANY)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Token | None = None) -> bool:
+        return self.has_view_permission(request, obj)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Token]:
+        tokens: QuerySet[Token] = super().get_queryset(request)
+        return tokens if request.user.has_perm(REVOKE_ANY) else tokens.filter(user=request.user)
+
+    def kind(self, token: Token) -> str:
+        return "service" if token.is_service else "personal"
+
+    @display(description="last used", ordering="last_used_at")
+    def last_used(self, token: Token) -> str:
+        return localize(token.last_used_at) if token.last_used_at else "never"
+
+    @display(description="expires", ordering="expiry")
+    def expires(self, token: Token) -> str:
+        return localize(token.expiry) if token.expiry else "never"
+
+    @display(label={"valid": "success", "ended": "danger"})
+    def state(self, token: Token) -> str:
+        return "ended" if token.refusal(timezone.now()) else "valid"
+
+    def why(self, token: Token) -> str:
+        return token.refusal(timezone.now())
+
+    @admin.action(description="Revoke", permissions=["delete"])
+    def delete_selected(
+        self, request: HttpRequest, queryset: QuerySet[Token]
+    ) -> HttpResponse | None:
+        """Ask first, then revoke; the admin's history keeps who revoked whose token."""
+        return delete_selected(self, request, queryset)

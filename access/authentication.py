@@ -1,12 +1,23 @@
 """Bearer tokens: knox, hashed at rest, with the rights of their user."""
 
+import logging
+from datetime import datetime, timedelta
+from typing import Final
+
 from django.contrib.auth.models import User
+from django.db import OperationalError
 from django.http import HttpRequest
 from django.utils import timezone
 from knox.auth import TokenAuthentication
 from knox.crypto import hash_token
-from knox.models import AuthToken
 from rest_framework.exceptions import AuthenticationFailed
+
+from access.models import Token
+
+log = logging.getLogger(__name__)
+
+# A token's last use is stored at most this often.
+USE_NOTED_EVERY: Final = timedelta(hours=1)
 
 
 class BearerAuthentication(TokenAuthentication):  # type: ignore[misc]
@@ -16,17 +27,31 @@ class BearerAuthentication(TokenAuthentication):  # type: ignore[misc]
     deletes expired ones while it reads, and fails on a token that is not UTF-8.
     """
 
-    def authenticate_credentials(self, token: bytes) -> tuple[User, AuthToken]:
+    def authenticate_credentials(self, token: bytes) -> tuple[User, Token]:
         try:
             digest = hash_token(token.decode("ascii"))
         except ValueError:
             raise AuthenticationFailed("This is not a token.") from None
-        found = AuthToken.objects.filter(digest=digest).select_related("user").first()
-        if found is None or (found.expiry and found.expiry < timezone.now()):
+        found = Token.objects.filter(digest=digest).select_related("user").first()
+        if found is None:
             raise AuthenticationFailed("The token is unknown or has expired; ask for a new one.")
-        if not found.user.is_active:
-            raise AuthenticationFailed("The user of this token is not active.")
+        now = timezone.now()
+        if refusal := found.refusal(now):
+            raise AuthenticationFailed(f"{refusal} Ask for a new one.")
+        _note_use(found, now)
         return found.user, found
+
+
+def _note_use(token: Token, now: datetime) -> None:
+    if token.last_used_at and now - token.last_used_at < USE_NOTED_EVERY:
+        return
+    # Of requests at the same moment one writes.
+    unnoted = Token.objects.filter(pk=token.pk, last_used_at=token.last_used_at)
+    try:
+        unnoted.update(last_used_at=now)
+    except OperationalError as error:
+        # What only reads is answered even where nothing can be written.
+        log.warning("The last use of a token of %s was not stored: %s", token.user_id, error)
 
 
 def bearer_user(request: HttpRequest) -> User | None:

@@ -273,6 +273,9 @@ REST_FRAMEWORK = {
     "EXCEPTION_HANDLER": "access.problems.exception_handler",
 }
 REST_KNOX = {"TOKEN_TTL": timedelta(days=90), "AUTH_HEADER_PREFIX": "Bearer"}
+KNOX_TOKEN_MODEL = "access.Token"  # noqa: S105
+# Knox's migrations would make its own table as well.
+MIGRATION_MODULES = {"knox": None}
 
 UNFOLD = {
     "SITE_TITLE": "Expense approvals",

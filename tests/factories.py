@@ -7,9 +7,9 @@ from typing import Any
 
 from django.contrib.auth.models import Group, User
 from django.db.models import Model
-from knox.models import AuthToken
 
 from access import actors, groups
+from access.models import Token
 from approvals.models import Decision, Route, Verdict
 from expenses import services
 from expenses.models import CallbackAddress, Expense, LedgerEntry, State
@@ -34,8 +34,7 @@ def user(*group_names: str, **fields: Any) -> User:
 
 
 def token(owner: User, *, days: int = 1) -> str:
-    text: str = AuthToken.objects.create(owner, expiry=timedelta(days=days))[1]
-    return text
+    return Token.objects.create(owner, expiry=timedelta(days=days))[1]
 
 
 def bearer(owner: User) -> dict[str, str]:

@@ -8,9 +8,9 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import Client
 from django.utils import timezone
-from knox.models import AuthToken
 
 from access import groups
+from access.models import Token
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -42,7 +42,7 @@ def test_refusals(arguments: list[str], message: str) -> None:
     with pytest.raises(CommandError) as error:
         created(*arguments, "--replace")
     assert message in str(error.value)
-    assert not AuthToken.objects.exists()
+    assert not Token.objects.exists()
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_expiry(client: Client, group: str, arguments: list[str], days: int | No
     """X8: tokens expire after 90 days or --days; the worker's does not by itself."""
     factories.user(group, username="someone")
     token = created("someone", *arguments)
-    row = AuthToken.objects.get()
+    row = Token.objects.get()
     if days is None:
         assert row.expiry is None
     else:
@@ -73,7 +73,7 @@ def test_only_a_hash_is_stored() -> None:
     factories.user(username="someone")
     token = created("someone")
     assert len(token) >= 43
-    stored: Any = AuthToken.objects.values().get()
+    stored: Any = Token.objects.values().get()
     assert token[16:] not in str(stored)
     assert token not in str(stored)
 

@@ -7,10 +7,10 @@ from django.contrib.auth.models import User
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db.models import Q
 from django.utils import timezone
-from knox.models import AuthToken
 from knox.settings import knox_settings
 
 from access import groups
+from access.models import Token
 
 LONGEST_DAYS = 3650
 GRACE = timedelta(hours=1)
@@ -19,7 +19,8 @@ GRACE = timedelta(hours=1)
 class Command(BaseCommand):
     help = (
         "Print a new API token of a user, once; only its hash is stored. It has its user's rights. "
-        f"Tokens expire after --days, except those of the {groups.WORKER} group, which do not."
+        "A token expires after --days and ends when its user's password changes. The tokens of the "
+        f"{groups.WORKER} group do not expire by default, and no password change ends them."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -46,8 +47,8 @@ class Command(BaseCommand):
             raise CommandError(f"--days takes a whole number from 1 to {LONGEST_DAYS}.")
         expiry = timedelta(days=days) if days else knox_settings.TOKEN_TTL
         permanent = days is None and user.groups.filter(name=groups.WORKER).exists()
-        instance, token = AuthToken.objects.create(user, expiry=None if permanent else expiry)
-        others = AuthToken.objects.filter(user=user).exclude(pk=instance.pk)
+        instance, token = Token.objects.create(user, expiry=None if permanent else expiry)
+        others = Token.objects.filter(user=user).exclude(pk=instance.pk)
         if revoke:
             others.delete()
         elif replace:

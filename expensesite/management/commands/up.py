@@ -20,10 +20,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 from knox.crypto import create_token_string, hash_token
-from knox.models import AuthToken
 from knox.settings import CONSTANTS, knox_settings
 
 from access import groups
+from access.models import Token, password_fingerprint
 from expensesite.management import installation
 from expensesite.management.supervisor import Supervisor
 from orders.services import stock_examples
@@ -298,8 +298,8 @@ def _set_up(directory: Path) -> dict[str, dict[str, str]]:
 def _make_users(path: Path) -> dict[str, dict[str, str]]:
     """Make the users and tokens of the credentials file that the database lacks.
 
-    The file is completed where it lacks a user, and not changed otherwise; its content is
-    returned. Raises CommandError where it cannot be read.
+    The file is completed where it lacks a user, or a valid token of the worker, and not changed
+    otherwise; its content is returned. Raises CommandError where it cannot be read.
     """
     made = {role: _new_credentials(role) for role in GROUPS}
     try:
@@ -310,6 +310,8 @@ def _make_users(path: Path) -> dict[str, dict[str, str]]:
         sound = False
     if not sound:
         raise CommandError(f"{path} cannot be read. Restore it, or delete it to have new users.")
+    if _has_ended(credentials["worker"]["token"]):
+        credentials["worker"] = made["worker"]
     if credentials != stored:
         installation.write_private(path, json.dumps(credentials, indent=2) + "\n")
     with transaction.atomic():
@@ -331,24 +333,34 @@ def _new_credentials(role: str) -> dict[str, str]:
 def _restore_user(
     group: str | None, *, token: str, username: str = "worker", password: str | None = None
 ) -> None:
-    """Make the user and the token if they are missing; otherwise the token lasts anew."""
+    """Make the user and the token if the user is missing; otherwise prolong the token.
+
+    A person's token that somebody revoked, or that a password change ended, stays so.
+    """
     user = User.objects.filter(username=username).first()
-    if user is None:
+    if missing := user is None:
         user = User.objects.create_user(
             username, password=password, is_staff=password is not None, is_superuser=group is None
         )
         if group is not None:
             user.groups.add(Group.objects.get_or_create(name=group)[0])
     expiry = None if group == groups.WORKER else timezone.now() + knox_settings.TOKEN_TTL
-    # As knox stores a token that it makes itself.
-    AuthToken.objects.update_or_create(
-        digest=hash_token(token),
-        defaults={
-            "token_key": token[: CONSTANTS.TOKEN_KEY_LENGTH],
-            "user": user,
-            "expiry": expiry,
-        },
-    )
+    prolonged = Token.objects.filter(digest=hash_token(token)).update(expiry=expiry)
+    if not prolonged and (missing or group == groups.WORKER):
+        # As knox stores a token that it makes itself.
+        Token(
+            digest=hash_token(token),
+            token_key=token[: CONSTANTS.TOKEN_KEY_LENGTH],
+            user=user,
+            expiry=expiry,
+            password_fingerprint=password_fingerprint(user),
+        ).save()
+
+
+def _has_ended(token: str) -> bool:
+    """Whether somebody revoked or replaced this token of the worker."""
+    valid = Token.objects.filter(digest=hash_token(token), expiry=None)
+    return User.objects.filter(username="worker").exists() and not valid.exists()
 
 
 def _set_retention(temporal: str) -> bool:
