@@ -224,18 +224,17 @@ def record_submission(
     subject_id: str,
     *,
     actor: actors.Actor,
-    carries: str,
     route: Route,
     now: datetime,
 ) -> None:
     """Put a submission into the audit trail, in the transaction that makes the request.
 
     A person submits at most SUBMISSIONS_PER_HOUR requests of all kinds within an hour (requirements
-    X11). Whoever has the permission `carries` submits for others and has no limit, nor has the
-    anonymous person of a local installation. Raises TooManySubmissions: the caller's transaction is
+    X11). Whoever carries requests submits for others and has no limit, nor has the anonymous person
+    of a local installation. Raises TooManySubmissions: the caller's transaction is
     rolled back, so a refusal leaves no entry either.
     """
-    if actor.user is not None and not actor.may(carries):
+    if actor.user is not None and not actor.carries:
         # One submission of a person at a time. SQLite has one writer anyway. The lock does not
         # conflict with those of foreign keys to the person.
         User.objects.select_for_update(no_key=True).get(pk=actor.user.pk)

@@ -146,9 +146,7 @@ def submit_expense(
                 created_at=now,
                 **vars(details),
             )
-            approvals.record_submission(
-                SUBJECT, expense_id, actor=actor, carries=CARRY, route=route, now=now
-            )
+            approvals.record_submission(SUBJECT, expense_id, actor=actor, route=route, now=now)
             outbox.enqueue(handlers.START_WORKFLOW, start_key(expense_id), _start(expense_id))
     except IntegrityError:
         raise _already_exists(expense_id, workflow_id) from None

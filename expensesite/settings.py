@@ -75,6 +75,10 @@ if not 1 <= PROXY_HOPS <= 10:
 SUBMISSIONS_PER_HOUR = env.int("SUBMISSIONS_PER_HOUR", 600)
 if SUBMISSIONS_PER_HOUR < 1:
     raise ImproperlyConfigured("SUBMISSIONS_PER_HOUR must be a number from 1.")
+# Whom /.well-known/security.txt names.
+SECURITY_CONTACT = env.str("SECURITY_CONTACT", "mailto:security@localhost")
+if not (SECURITY_CONTACT.startswith(("mailto:", "https://")) and SECURITY_CONTACT.isprintable()):
+    raise ImproperlyConfigured("SECURITY_CONTACT must start with mailto: or https://.")
 # Threads of a web process; at most half of them may hold a request that waits.
 WEB_THREADS = env.int("WEB_THREADS", 16)
 # Where the worker and the commands find this site.

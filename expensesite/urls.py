@@ -2,7 +2,7 @@ from django.contrib import admin
 from django.urls import Resolver404, include, path, re_path
 from django.views.defaults import page_not_found
 
-from access import sign_in
+from access import security_txt, sign_in
 from expensesite import health
 
 urlpatterns = [
@@ -14,6 +14,7 @@ urlpatterns = [
     path("health", health.health),
     path("readyz", health.ready),
     path("metrics", health.metrics),
+    path(".well-known/security.txt", security_txt.security_txt),
     # Before those of expenses, which answer for every other path of the API.
     path("", include("orders.urls")),
     path("", include("jobs.urls")),

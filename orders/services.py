@@ -133,9 +133,7 @@ def submit_order(
             for line in lines:
                 line.order = order
             OrderLine.objects.bulk_create(lines)
-            approvals.record_submission(
-                SUBJECT, order_id, actor=actor, carries=CARRY, route=route, now=now
-            )
+            approvals.record_submission(SUBJECT, order_id, actor=actor, route=route, now=now)
             outbox.enqueue(handlers.START_WORKFLOW, start_key(order_id), _start(order))
     except IntegrityError:
         if Order.objects.filter(order_id=order_id).exists():

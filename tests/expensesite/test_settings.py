@@ -31,6 +31,7 @@ GOOD = {
         ({"ORDERS_SIGNAL_LIMIT": "NaN"}, 'Environment variable "ORDERS_SIGNAL_LIMIT" invalid'),
         ({"ORDERS_SIGNAL_LIMIT": "-1"}, "ORDERS_SIGNAL_LIMIT must be an amount from 0."),
         ({"ORDERS_SIGNAL_LIMIT": "all"}, 'Environment variable "ORDERS_SIGNAL_LIMIT" invalid'),
+        ({"SECURITY_CONTACT": "ada@expenses.example"}, "SECURITY_CONTACT must start with"),
         ({"WEB_THREADS": "many"}, 'Environment variable "WEB_THREADS" invalid'),
     ],
     ids=str,

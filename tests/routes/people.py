@@ -7,6 +7,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from access import groups
+from access.models import Token
 from expenses.models import Expense
 from expenses.models import State as ExpenseState
 from orders.models import Charge, Order, StockItem, WarehouseRecord
@@ -17,6 +18,8 @@ from tests import factories
 ANONYMOUS: Final = "anonymous"
 NOBODY: Final = "in no group"
 ROOT: Final = "superuser"
+# A route of the admin that is a bare regular expression: addresses with dot segments.
+DOTS: Final = r"admin/(?:[^/]*/)*\.{1,2}(?:/|$)"
 ROLES: Final = (ANONYMOUS, NOBODY, *groups.NAMES, ROOT)
 
 
@@ -35,6 +38,7 @@ class Records:
         ids = {
             "admin/auth/user/": User.objects.get(username="owner").pk,
             "admin/auth/group/": 1,
+            "admin/access/token/": Token.objects.get(user__username="owner").pk,
             "admin/outbox/message/": self.message.pk,
             "admin/approvals/auditentry/": 1,
             "admin/expenses/expense/": self.expense.pk,
@@ -56,6 +60,7 @@ class Records:
             "<app_label>": "expenses",
             "<path:content_type_id>": 1,
             "<url>": "nonsense",
+            DOTS: "admin/%2e%2e/action",
         }
         for name, value in values.items():
             route = route.replace(name, str(value))
@@ -64,6 +69,7 @@ class Records:
 
 def records() -> Records:
     owner = factories.user(groups.EMPLOYEE, username="owner")
+    factories.token(owner)
     expense = factories.expense("theirs", submitter=owner)
     approved = factories.expense("approved", ExpenseState.APPROVED, submitter=owner)
     paid = factories.expense("paid", ExpenseState.COMPLETED, submitter=owner)

@@ -56,6 +56,7 @@ TABLE: Final[dict[str, Row]] = {
     "health": (EVERYBODY, NONE),
     "readyz": (EVERYBODY, NONE),
     "metrics": (DELIVERY, NONE),
+    ".well-known/security.txt": (EVERYBODY, NONE),
     # The plain protocol and its pages.
     "": (SIGNED_IN, NONE),
     "list": (SIGNED_IN, NONE),
@@ -78,9 +79,10 @@ TABLE: Final[dict[str, Row]] = {
     "api/v1/payments/": (LEDGER, NONE),
     "api/v1/": (NONE, NONE),
     # The admin's own pages.
+    people.DOTS: (NONE, NONE),
     "admin/": (SIGNED_IN, SIGNED_IN),
     "admin/login/": ((ANONYMOUS,), EVERYBODY),
-    "admin/logout/": (NONE, SIGNED_IN),
+    "admin/logout/": (NONE, EVERYBODY),
     "admin/search/": (SIGNED_IN, SIGNED_IN),
     "admin/password_change/": (SIGNED_IN, SIGNED_IN),
     "admin/password_change/done/": (SIGNED_IN, NONE),
@@ -100,12 +102,14 @@ MODELS: Final[dict[str, tuple[Roles, Roles, Roles, Roles]]] = {
     "approvals/auditentry": ((groups.AUDITOR, ROOT), (groups.AUDITOR, ROOT), NONE, NONE),
     "expenses/expense": ((*DESK, groups.EMPLOYEE), DESK, EMPLOYEES, NONE),
     "expenses/ledgerentry": (LEDGER, LEDGER, NONE, NONE),
+    # One's own; another's is not found.
+    "access/token": (SIGNED_IN, ADMIN, NONE, NONE),
     "orders/order": ((*SEE_ALL, groups.EMPLOYEE), SEE_ALL, NONE, NONE),
     "orders/stockitem": (STOCK, STOCK, OPERATORS, OPERATORS),
     "orders/charge": (STOCK, STOCK, NONE, NONE),
     "orders/warehouserecord": (STOCK, STOCK, NONE, NONE),
 }
-DELETED: Final = ("auth/user", "auth/group")
+DELETED: Final = ("auth/user", "auth/group", "access/token")
 for model, (listed, seen, added, changed) in MODELS.items():
     one = f"admin/{model}/<path:object_id>/"
     TABLE[f"admin/{model}/"] = (listed, listed)
