@@ -1,4 +1,4 @@
-"""WSGI entry point: `granian --interface wsgi expensesite.wsgi:application`."""
+"""WSGI entry point: what `manage.py web` serves."""
 
 import os
 

@@ -105,10 +105,9 @@ def test_ready(client: Client) -> None:
 def site(database: str) -> Iterator[httpx.Client]:
     """The site as it is served elsewhere, on this database; answers when /health does."""
     port = free_port()
-    command = [sys.executable, "-m", "granian", "--interface=wsgi", f"--port={port}"]
     process = subprocess.Popen(
-        [*command, "--blocking-threads=4", "expensesite.wsgi:application"],
-        env={**os.environ, "DATABASE_URL": database},
+        [sys.executable, "manage.py", "web", f"--port={port}", "--processes=1"],
+        env={**os.environ, "DATABASE_URL": database, "WEB_THREADS": "4"},
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """The product's processes with the points of `tests.faults.points` in them.
 
-`granian … tests.faults.launch:application` is the site, `python -m tests.faults.launch COMMAND`
-a `manage.py COMMAND`. FAULTS_DIR is the folder that says which point is armed.
+`python -m tests.faults.launch COMMAND` is `manage.py COMMAND`. FAULTS_DIR is the folder that says
+which point is armed.
 """
 
 import os
@@ -16,13 +16,6 @@ from tests.faults import points
 django.setup()
 faults = points.Faults(Path(os.environ["FAULTS_DIR"]))
 
-if __name__ == "__main__":
-    process = {"relay": "relay", "runworker": "worker"}[sys.argv[1]]
-    points.install(process, faults)
-    execute_from_command_line(["manage.py", *sys.argv[1:]])
-else:
-    points.install("web", faults)
-
-    from expensesite.management.web import application
-
-    __all__ = ["application"]
+process = {"web": "web", "relay": "relay", "runworker": "worker"}[sys.argv[1]]
+points.install(process, faults)
+execute_from_command_line(["manage.py", *sys.argv[1:]])

@@ -16,18 +16,17 @@ from urllib.parse import unquote, urlsplit
 
 import psycopg
 
-from expensesite.management.commands.up import _site
 from expensesite.management.supervisor import die_with
 from tests.faults.points import Action, Faults, Point
 from tests.faults.proxy import ReplyDropper
 from tests.servers import free_port
 
-# What a request that waits for SQLite's lock may take on a slow machine; granian cuts it then.
+# What a request that waits for SQLite's lock may take on a slow machine; the site cuts it then.
 REQUEST_SECONDS = 20
 # Longer than any process has reason to take.
 STOP_SECONDS = 40.0
 _TARGETS = {
-    "web": "tests.faults.launch:application",
+    "web": "web",
     "relay": "relay",
     "worker": "runworker",
 }
@@ -139,11 +138,10 @@ class Stack:
     def _start(self, name: str) -> None:
         command = [sys.executable, "-m", "tests.faults.launch", _TARGETS[name]]
         if name == "web":
-            command = [
-                *_site("127.0.0.1", self.port)[:-1],
-                f"--workers={self._web_processes}",
-                f"--workers-kill-timeout={REQUEST_SECONDS}",
-                _TARGETS[name],
+            command += [
+                f"--port={self.port}",
+                f"--processes={self._web_processes}",
+                f"--stop-seconds={REQUEST_SECONDS}",
             ]
         inherited = {
             variable: value

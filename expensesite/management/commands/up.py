@@ -1,13 +1,11 @@
 """`manage.py up`: the whole product on this machine, from nothing to ready (design, Processes)."""
 
-import errno
 import http.client
 import json
 import os
 import secrets
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +22,7 @@ from knox.settings import CONSTANTS, knox_settings
 
 from access import groups
 from access.models import Token, password_fingerprint
-from expensesite.management import installation
+from expensesite.management import installation, server
 from expensesite.management.supervisor import Supervisor
 from orders.services import stock_examples
 from worker.contracts import QUEUES
@@ -98,9 +96,9 @@ class Command(BaseCommand):
         if seed < 0:
             raise CommandError("--seed takes a whole number from 0.")
         temporal = _temporal_cli()
-        address = _free_address(host, port, "--port")
-        _free_address(LOOPBACK, temporal_port, "--temporal-port")
-        _free_address(LOOPBACK, temporal_ui_port, "--temporal-ui-port")
+        address = server.free_address(host, port, "--port")
+        server.free_address(LOOPBACK, temporal_port, "--temporal-port")
+        server.free_address(LOOPBACK, temporal_ui_port, "--temporal-ui-port")
         if len({port, temporal_port, temporal_ui_port}) < 3:
             raise CommandError("--port, --temporal-port and --temporal-ui-port must differ.")
 
@@ -155,7 +153,7 @@ class Command(BaseCommand):
                 # It takes a file name as part of a URL: `#` and `?` in a path lose the data.
                 directory=directory,
             )
-            supervisor.start("web", _site(address, port))
+            supervisor.start("web", [*manage, "web", f"--host={address}", f"--port={port}"])
             relay = supervisor.start(
                 "relay", [*manage, "relay"], environment={"LOG_LEVEL": log_level}
             )
@@ -219,28 +217,6 @@ def _temporal_cli() -> str:
     return found
 
 
-def _free_address(host: str, port: int, option: str) -> str:
-    """The numeric address of the host. Raises CommandError where the port cannot be listened on."""
-    if not 1 <= port <= 65535:
-        raise CommandError(f"{option} takes a port from 1 to 65535.")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
-    except OSError as error:
-        raise CommandError(f"--host {host}: {error.strerror}.") from error
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        if os.name == "posix":  # or a connection of a server that has ended counts as one in use
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise CommandError(f"--host {host} is not an address of this machine.") from error
-            reason = "is in use" if error.errno == errno.EADDRINUSE else f"fails: {error.strerror}"
-            raise CommandError(f"Port {port} {reason}. Choose another with {option}.") from error
-    return str(address[0])
-
-
 def _client_name(host: str) -> str:
     """What a client on this machine calls the host, as it stands in a URL."""
     name = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104
@@ -259,24 +235,6 @@ def _temporal_server(temporal: str, port: int, ui_port: int) -> list[str]:
         "--db-filename=temporal.db",
         "--sqlite-pragma=journal_mode=WAL",
         *(f"--dynamic-config-value={key}={rate}" for key, rate in POLL_RATES.items()),
-    ]
-
-
-def _site(address: str, port: int) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "granian",
-        "--interface=wsgi",
-        "--no-ws",
-        f"--host={address}",
-        f"--port={port}",
-        "--workers=2",
-        "--respawn-failed-workers",
-        f"--blocking-threads={settings.WEB_THREADS}",
-        "--workers-kill-timeout=5",
-        f"--working-dir={installation.BASE_DIR}",
-        "expensesite.management.web:application",
     ]
 
 

@@ -1,0 +1,394 @@
+"""The site's HTTP server: it reads a request whole before it gives it a thread's attention (X11).
+
+Waitress parses requests and speaks WSGI. Its own loop hands each request from one thread to
+another, which costs a third of the throughput under the interpreter's lock (docs/adr/0009). Here
+every thread waits on the same epoll: the thread that receives the last byte of a request answers
+it. A connection whose request is incomplete is a record in a dictionary and costs no thread.
+"""
+
+import contextlib
+import errno
+import gc
+import logging
+import math
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import waitress
+from django.core.management.base import CommandError
+from waitress.adjustments import Adjustments
+from waitress.buffers import ReadOnlyFileBasedBuffer
+from waitress.parser import HTTPRequestParser
+from waitress.task import ErrorTask, WSGITask
+from waitress.utilities import InternalServerError
+
+from expensesite.management.supervisor import die_with
+
+if sys.platform == "linux":
+    import resource
+
+log = logging.getLogger(__name__)
+
+Application = Callable[..., Iterable[bytes]]
+
+# Nothing here uploads files. Above DATA_UPLOAD_MAX_MEMORY_SIZE, whose refusal explains itself.
+LARGEST_BODY: Final = 3_000_000
+LARGEST_HEADER: Final = 32_768
+# A larger body waits in a temporary file until it is whole.
+LARGEST_BODY_IN_MEMORY: Final = 65_536
+# A request must be whole so long after its first byte. A connection without a request is closed,
+# and so is one whose client takes no byte of its answer.
+REQUEST_SECONDS: Final = 30.0
+# In each process. When another client connects, the connection whose time runs out first is closed.
+MOST_CONNECTIONS: Final = 1000
+# The answer to a refused request reaches a client that still sends only while the rest is read.
+DRAIN_SECONDS: Final = 2.0
+LARGEST_DRAIN: Final = 4_000_000
+RECEIVE_BYTES: Final = 65_536
+
+_LIMITS: Final[dict[str, Any]] = {
+    "max_request_body_size": LARGEST_BODY,
+    "max_request_header_size": LARGEST_HEADER,
+    "inbuf_overflow": LARGEST_BODY_IN_MEMORY,
+    "ident": None,
+    "log_socket_errors": False,
+    # Open access is refused to a request that a proxy passed on, so its headers must arrive.
+    "clear_untrusted_proxy_headers": False,
+}
+_STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+
+
+class Connection:
+    """A client's connection. One thread at a time works on it, whichever epoll wakes.
+
+    Waitress's tasks take it for one of their channels: `adj`, `addr`, `server`, `write_soon` and
+    `check_client_disconnected` are theirs.
+    """
+
+    def __init__(self, server: "Server", connected: socket.socket, addr: tuple[Any, ...]) -> None:
+        self.server = server
+        self.adj = server.adj
+        self.addr = addr
+        self.socket = connected
+        # When it is closed; infinite while a request is answered. Guarded by the server's lock
+        # where that changes from or to infinity.
+        self.deadline = time.monotonic() + REQUEST_SECONDS
+        self.is_ended = False
+        self._request: HTTPRequestParser | None = None
+        self._input = b""
+        self._output = bytearray()
+        self._is_last = False
+        self._is_refused = False
+        # Bytes that may still be read and dropped; None before the refusal is sent.
+        self._drain: int | None = None
+
+    def write_soon(self, data: Any) -> int:
+        if isinstance(data, ReadOnlyFileBasedBuffer):
+            file, data = data, data.get()
+            file.close()
+        self._output += data
+        return len(data)
+
+    def check_client_disconnected(self) -> bool:
+        return False
+
+    def proceed(self) -> int:
+        """Do what can be done without waiting; the events to wait for next, 0 to close."""
+        try:
+            if not self._output:
+                data = self.socket.recv(RECEIVE_BYTES)
+                if not data:
+                    return 0
+                if self._drain is not None:
+                    self._drain -= len(data)
+                    return select.EPOLLIN if self._drain > 0 else 0
+                self._input += data
+            while True:
+                if self._output:
+                    if not self._send():
+                        return select.EPOLLOUT
+                    if self._is_refused:
+                        return self._begin_drain()
+                if self._is_last:
+                    return 0
+                request = self._parse()
+                if request is not None:
+                    if not self.server.may_answer(self):
+                        return 0
+                    self._answer(request)
+                elif not self._output:
+                    return select.EPOLLIN
+        except BlockingIOError:
+            return select.EPOLLIN
+        except OSError:  # the client has gone
+            return 0
+
+    def _parse(self) -> HTTPRequestParser | None:
+        """The next request, when it is whole or refused."""
+        while self._input:
+            if self._request is None:
+                self._request = HTTPRequestParser(self.adj)
+                self.deadline = time.monotonic() + REQUEST_SECONDS
+            request = self._request
+            self._input = self._input[request.received(self._input) :]
+            if request.completed:
+                self._request = None
+                if not request.empty:
+                    return request
+            elif request.headers_finished and request.expect_continue:
+                request.expect_continue = False
+                if not self._input:
+                    self._output += b"HTTP/1.1 100 Continue\r\n\r\n"
+        return None
+
+    def _answer(self, request: HTTPRequestParser) -> None:
+        self._is_refused = bool(request.error)
+        task = (ErrorTask if request.error else WSGITask)(self, request)
+        try:
+            task.service()
+        except Exception:
+            log.exception("The application failed")
+            self._output.clear()
+            request.error = InternalServerError("The site failed; see its log.")
+            task = ErrorTask(self, request)
+            task.service()
+        finally:
+            request.close()
+        if task.request.command == "HEAD":  # waitress sends the body that Django leaves to it
+            del self._output[self._output.index(b"\r\n\r\n") + 4 :]
+        self._is_last = task.close_on_finish or self.server.is_stopping
+        self.deadline = time.monotonic() + REQUEST_SECONDS
+
+    def _send(self) -> bool:
+        """Whether all of the output is sent."""
+        try:
+            while self._output:
+                del self._output[: self.socket.send(self._output)]
+                self.deadline = time.monotonic() + REQUEST_SECONDS
+        except BlockingIOError:
+            return False
+        return True
+
+    def _begin_drain(self) -> int:
+        self.socket.shutdown(socket.SHUT_WR)
+        self._input = b""
+        self._drain = LARGEST_DRAIN
+        self.deadline = time.monotonic() + DRAIN_SECONDS
+        return select.EPOLLIN
+
+
+class Server:
+    """Serves one listening socket in this process until SIGTERM or SIGINT.
+
+    The process must block both signals before it makes this.
+    """
+
+    server_name = "waitress.invalid"  # Waitress's own, for a request without a Host
+
+    def __init__(self, application: Application, listening: socket.socket, *, threads: int) -> None:
+        self.application = _in_one_piece(application)
+        self.adj = Adjustments(sockets=[listening], **_LIMITS)
+        self.effective_port = listening.getsockname()[1]
+        self.is_stopping = False
+        self._listening = listening
+        self._epoll = select.epoll()
+        self._epoll.register(listening, select.EPOLLIN)
+        self._connections: dict[int, Connection] = {}
+        self._most_connections = min(MOST_CONNECTIONS, _open_files(4 * MOST_CONNECTIONS) // 4)
+        self._lock = threading.Lock()
+        self._threads = threads
+
+    def run(self, *, stop_seconds: float) -> None:
+        """Serve; when asked to stop, answer the requests that are whole, for so long at most."""
+        for number in range(self._threads):
+            threading.Thread(target=self._work, name=f"web-{number}", daemon=True).start()
+        while signal.sigtimedwait(_STOP_SIGNALS, 1) is None:
+            self._end(before=time.monotonic())
+        with self._lock:
+            self.is_stopping = True
+        self._epoll.unregister(self._listening)
+        self._listening.close()
+        last = time.monotonic() + stop_seconds
+        while self._connections and time.monotonic() < last:
+            self._end(before=math.inf)
+            time.sleep(0.02)
+        if self._connections:
+            log.warning("%d requests are cut off: they took too long", len(self._connections))
+
+    def may_answer(self, connection: Connection) -> bool:
+        """Whether the connection may go on with a whole request; nothing ends it meanwhile."""
+        with self._lock:
+            if connection.is_ended:
+                return False
+            connection.deadline = math.inf
+            return True
+
+    def _end(self, *, before: float) -> None:
+        """Close the connections that are not answering and whose deadline is before this."""
+        with self._lock:
+            for connection in list(self._connections.values()):
+                if connection.deadline < before:
+                    self._end_one(connection)
+
+    def _end_one(self, connection: Connection) -> None:
+        connection.is_ended = True
+        with contextlib.suppress(OSError):  # the client has gone
+            # Epoll then wakes a thread, which closes the connection.
+            connection.socket.shutdown(socket.SHUT_RDWR)
+
+    def _work(self) -> None:
+        listening = self._listening.fileno()
+        while True:
+            for number, _ in self._epoll.poll(maxevents=1):
+                if number == listening:
+                    self._accept()
+                    continue
+                connection = self._connections[number]
+                try:
+                    events = connection.proceed()
+                except Exception:
+                    log.exception("A connection failed")
+                    events = 0
+                if events:
+                    self._epoll.modify(number, events | select.EPOLLONESHOT)
+                else:
+                    del self._connections[number]
+                    connection.socket.close()
+
+    def _accept(self) -> None:
+        try:
+            connected, addr = self._listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # another thread was faster; it is gone
+            return
+        except OSError:  # no descriptor is left, or the server stops
+            self._make_room()
+            return
+        connected.setblocking(False)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connections[connected.fileno()] = Connection(self, connected, addr)
+        self._epoll.register(connected, select.EPOLLIN | select.EPOLLONESHOT)
+        if len(self._connections) > self._most_connections:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        with self._lock:
+            waiting = [one for one in list(self._connections.values()) if not one.is_ended]
+            first = min(waiting, key=lambda one: one.deadline, default=None)
+            if first is not None and first.deadline < math.inf:
+                self._end_one(first)
+
+
+def serve(
+    application: Application, *, host: str, port: int, processes: int, threads: int, stop: float
+) -> None:
+    """Serve the application until SIGTERM or SIGINT, in so many processes of so many threads.
+
+    A process that dies is replaced. Each has a listening socket of its own on the port: the kernel
+    spreads connections over them evenly, which it does not do over processes that share one.
+    """
+    if sys.platform != "linux":  # one process, and waitress's own loop
+        waitress.serve(application, host=host, port=port, threads=threads, **_LIMITS)
+        return
+    signals = _STOP_SIGNALS | {signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    listening = [_listen(host, port) for _ in range(processes)]
+    # What is loaded stays. The collector need not look at it, nor touch pages that processes share.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
+    parent = os.getpid()
+
+    def start(number: int) -> int:
+        if pid := os.fork():
+            return pid
+        try:
+            die_with(parent)
+            for other in listening[:number] + listening[number + 1 :]:
+                other.close()
+            Server(application, listening[number], threads=threads).run(stop_seconds=stop)
+        except BaseException:
+            log.exception("A web process failed")
+            os._exit(1)
+        os._exit(0)  # what still runs is a request that took too long
+
+    running = {start(number): number for number in range(processes)}
+    log.info("Serving http://%s:%d in %d processes of %d threads", host, port, processes, threads)
+    while signal.sigwait(signals) == signal.SIGCHLD:
+        for pid in list(running):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                log.error("Web process %d ended; it is replaced", pid)
+                time.sleep(0.5)  # it may end at once, again and again
+                number = running.pop(pid)
+                running[start(number)] = number
+    for one in listening:
+        one.close()
+    for pid in running:
+        os.kill(pid, signal.SIGTERM)
+    for pid in running:
+        os.waitpid(pid, 0)
+
+
+def _in_one_piece(application: Application) -> Application:
+    """The application with each answer as one string: only then does waitress state its length and
+    keep the connection open."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        parts: Any = application(environ, start_response)
+        if isinstance(parts, ReadOnlyFileBasedBuffer):
+            return parts
+        try:
+            return [b"".join(parts)]
+        finally:
+            if hasattr(parts, "close"):
+                parts.close()
+
+    return answer
+
+
+def free_address(host: str, port: int, option: str) -> str:
+    """The numeric address of the host. Raises CommandError where the port cannot be listened on."""
+    if not 1 <= port <= 65535:
+        raise CommandError(f"{option} takes a port from 1 to 65535.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
+    except OSError as error:
+        raise CommandError(f"--host {host}: {error.strerror}.") from error
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        if os.name == "posix":  # or a connection of a server that has ended counts as one in use
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise CommandError(f"--host {host} is not an address of this machine.") from error
+            reason = "is in use" if error.errno == errno.EADDRINUSE else f"fails: {error.strerror}"
+            raise CommandError(f"Port {port} {reason}. Choose another with {option}.") from error
+    return str(address[0])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listening.bind((host, port))
+    listening.listen(1024)
+    listening.setblocking(False)
+    return listening
+
+
+def _open_files(wanted: int) -> int:
+    """How many files this process may open, after asking for so many."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now < wanted:
+        now = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (now, most))
+    return now
