@@ -26,9 +26,12 @@ def main() -> None:
 
         installation.prepare(sys.argv[2:])
     if sys.argv[1:2] == ["runworker"]:
-        # The worker uses Django as a command line alone: it needs none of the site's secrets.
-        for name in ("SECRET_KEY", "EXPENSES_FERNET_KEYS"):
-            os.environ.setdefault(name, Fernet.generate_key().decode())
+        # The worker uses Django as a command line alone: it has none of the site's secrets. What is
+        # set here, Django's settings do not take from settings.env.
+        os.environ["SECRET_KEY"] = os.environ["EXPENSES_FERNET_KEYS"] = (
+            Fernet.generate_key().decode()
+        )
+        os.environ["DATABASE_URL"] = "sqlite://:memory:"
     try:
         execute_from_command_line(sys.argv)
     except (EnvError, ImproperlyConfigured) as error:

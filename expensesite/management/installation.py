@@ -8,6 +8,7 @@ import tempfile
 from argparse import ArgumentParser
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
 import dotenv
@@ -19,6 +20,9 @@ if sys.platform != "win32":
     import fcntl
 
 BASE_DIR = Path(__file__).resolve().parent.parent.parent
+
+# Made at the first start. The site and the relay need them; the worker and Temporal do not.
+SECRETS: Final = ("SECRET_KEY", "EXPENSES_FERNET_KEYS")
 
 # Open, and locked, while this process is the one `up` of its data directory.
 _lock: int | None = None
@@ -127,9 +131,12 @@ def _take_lock(directory: Path) -> bool:
 
 def _make_secrets(directory: Path) -> None:
     existing = dotenv.dotenv_values(directory / "settings.env")
-    made = {
-        "SECRET_KEY": secrets.token_urlsafe(48),
-        "EXPENSES_FERNET_KEYS": Fernet.generate_key().decode(),
-    }
+    made = dict(
+        zip(
+            SECRETS,
+            (secrets.token_urlsafe(48), Fernet.generate_key().decode()),
+            strict=True,
+        )
+    )
     if missing := {name: value for name, value in made.items() if not existing.get(name)}:
         record(directory, missing)

@@ -339,7 +339,7 @@ def _in_one_piece(application: Application) -> Application:
     """The application with each answer as one string: only then does waitress state its length and
     keep the connection open."""
 
-    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         parts: Any = application(environ, start_response)
         if isinstance(parts, ReadOnlyFileBasedBuffer):
             return parts

@@ -6,6 +6,7 @@ Knows no Django. Single-threaded, since the kernel ties a child's death to the t
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,26 +56,27 @@ class Child:
         self._brief_lives = 0
         self.start_at = 0.0
         self._command = command
-        self._environment = environment or {}
+        self._environment = environment
         self._directory = directory
         self._started_at = 0.0
         self._log_start = 0
+        # Where in the old log this start's output begins; None where the log has all of it.
+        self._old_log_start: int | None = None
 
     def start(self) -> None:
         """Raises OSError where the system refuses."""
         self._started_at = time.monotonic()
         self.log.parent.mkdir(exist_ok=True)
-        if self.log.exists() and self.log.stat().st_size > LARGEST_LOG:
-            self.log.replace(self.log.with_suffix(".log.1"))
+        self.rotate_log()
         with self.log.open("ab") as log:
-            self._log_start = log.tell()
+            self._log_start, self._old_log_start = log.tell(), None
             self.process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._directory,
-                env={**os.environ, **self._environment},
+                env=self._environment,
                 start_new_session=True,
                 preexec_fn=partial(die_with, os.getpid()) if os.name == "posix" else None,
             )
@@ -109,14 +111,46 @@ class Child:
         self.start_at = now + seconds
         return seconds
 
-    def output(self) -> str:
-        """What it wrote to its log since its last start."""
+    def rotate_log(self) -> None:
+        """Move the log's content to the old log when it is large.
+
+        The child goes on writing at the new end, since it appends. What it writes between the copy
+        and the cut is lost.
+        """
         try:
-            with self.log.open("rb") as log:
-                log.seek(self._log_start)
-                return log.read().decode(errors="replace")
+            surplus = self.log.stat().st_size - LARGEST_LOG
+            if surplus <= 0:
+                return
+            with self.log.open("rb") as log, self._old_log.open("wb") as old:
+                log.seek(surplus)
+                shutil.copyfileobj(log, old)
         except FileNotFoundError:
-            return ""
+            return
+        except OSError:  # no room for a copy, and cutting the log makes some
+            surplus = self._log_start
+        os.truncate(self.log, 0)
+        self._old_log_start = max(self._log_start - surplus, 0)
+        self._log_start = 0
+
+    def output(self) -> str:
+        """What it wrote since its last start, as far as the logs still have it."""
+        written = _read_from(self.log, self._log_start)
+        if self._old_log_start is not None:
+            written = _read_from(self._old_log, self._old_log_start) + written
+        return written.decode(errors="replace")
+
+    @property
+    def _old_log(self) -> Path:
+        return self.log.with_suffix(".log.1")
+
+
+def _read_from(path: Path, start: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read()
+    except FileNotFoundError:
+        return b""
 
 
 class Supervisor:
@@ -175,7 +209,7 @@ class Supervisor:
     ) -> Child:
         """Start a child and keep it running, in this directory.
 
-        `environment` adds to this process's own.
+        `environment` is the whole of it; None is this process's own.
         """
         child = Child(
             name,
@@ -203,6 +237,7 @@ class Supervisor:
         said = False
         while not self._stopping:
             for child in self._children:
+                child.rotate_log()
                 self._revive(child)
             if until():
                 return True

@@ -392,9 +392,9 @@ def test_another_database_and_site_address(up: Up) -> None:
 
 
 def test_children_die_with_a_killed_up(up: Up) -> None:
-    """design, Processes: dying with `up`, granian's own processes too."""
+    """design, Processes: dying with `up`, the web processes and the proxy of the UI too."""
     sessions = set(up.pids().values())
-    assert len(processes_of(sessions)) == 6
+    assert len(processes_of(sessions)) == 7
     up.process.kill()
     up.process.wait()
     eventually(lambda: processes_of(sessions) == {})

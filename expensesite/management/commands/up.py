@@ -6,6 +6,7 @@ import os
 import secrets
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from knox.settings import CONSTANTS, knox_settings
 
 from access import groups
 from access.models import Token, password_fingerprint
-from expensesite.management import installation, server
+from expensesite.management import installation, server, temporal_ui
 from expensesite.management.supervisor import Supervisor
 from orders.services import stock_examples
 from worker.contracts import QUEUES
@@ -36,6 +37,8 @@ POLL_RATES: Final = {
     "history.timerProcessorMaxPollRPS": 2000,
     "history.transferProcessorMaxPollHostRPS": 4000,
 }
+# What Temporal gets of this process's environment.
+SYSTEM_VARIABLES: Final = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR")
 # Who is in credentials.json, and their group; None: a superuser.
 GROUPS: Final = {
     "admin": None,
@@ -133,7 +136,6 @@ class Command(BaseCommand):
 
         self._say(f"Preparing the installation in {directory}")
         credentials = _set_up(directory)
-        token = {"EXPENSES_SITE_TOKEN": credentials["worker"]["token"]}
         # The relay says at INFO that it is ready.
         log_level = "DEBUG" if os.environ.get("LOG_LEVEL") == "DEBUG" else "INFO"
 
@@ -149,15 +151,28 @@ class Command(BaseCommand):
             # They are stopped in the opposite order.
             supervisor.start(
                 "temporal",
-                _temporal_server(temporal, temporal_port, temporal_ui_port),
-                # It takes a file name as part of a URL: `#` and `?` in a path lose the data.
-                directory=directory,
+                _temporal_server(temporal, temporal_port, temporal_ui_port, directory),
+                environment=_environment_of_others(),
+                directory=installation.BASE_DIR,
             )
-            supervisor.start("web", [*manage, "web", f"--host={address}", f"--port={port}"])
+            site = _environment_without("EXPENSES_SITE_TOKEN")
+            supervisor.start(
+                "web",
+                [*manage, "web", f"--host={address}", f"--port={port}"],
+                environment=site,
+            )
             relay = supervisor.start(
-                "relay", [*manage, "relay"], environment={"LOG_LEVEL": log_level}
+                "relay", [*manage, "relay"], environment=site | {"LOG_LEVEL": log_level}
             )
-            supervisor.start("worker", [*manage, "runworker"], environment=token)
+            supervisor.start(
+                "worker",
+                [*manage, "runworker"],
+                # All that it needs is in its environment: it does not open settings.env, which
+                # holds the secrets.
+                environment=_environment_without(*installation.SECRETS, "DATABASE_URL")
+                | {"EXPENSES_SITE_TOKEN": credentials["worker"]["token"]}
+                | {"EXPENSES_DATA_DIR": os.devnull},
+            )
             answering = {
                 "temporal": lambda: _set_retention(temporal),
                 "web": lambda: _is_ready(address, port),
@@ -223,19 +238,41 @@ def _client_name(host: str) -> str:
     return f"[{name}]" if ":" in name else name
 
 
-def _temporal_server(temporal: str, port: int, ui_port: int) -> list[str]:
-    return [
+def _environment_without(*names: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in names}
+
+
+def _environment_of_others() -> dict[str, str]:
+    """What a program gets that is not ours: nothing of the product's settings."""
+    return {name: os.environ[name] for name in SYSTEM_VARIABLES if name in os.environ} | {
+        "TEMPORAL_CONFIG_FILE": os.devnull
+    }
+
+
+def _temporal_server(temporal: str, port: int, ui_port: int, directory: Path) -> list[str]:
+    # On Linux each address in 127.0.0.0/8 is the machine's own. No page finds one of 16 million.
+    octets = [str(secrets.randbelow(254) + 1) for _ in range(3)]
+    ui_host = ".".join(["127", *octets]) if sys.platform == "linux" else LOOPBACK
+    with socket.create_server((ui_host, 0)) as probe:
+        hidden = (ui_host, probe.getsockname()[1])
+    # Its HTTP API answers under this name only, so a page cannot ask it either.
+    api_host = f"{secrets.token_hex(16)}.invalid"
+    server = [
         temporal,
         "server",
         "start-dev",
         "--log-level=error",
         f"--ip={LOOPBACK}",
         f"--port={port}",
-        f"--ui-port={ui_port}",
+        f"--ui-ip={hidden[0]}",
+        f"--ui-port={hidden[1]}",
+        f'--dynamic-config-value=frontend.httpAllowedHosts=["{api_host}"]',
+        # It takes a file name as part of a URL: `#` and `?` in a path lose the data.
         "--db-filename=temporal.db",
         "--sqlite-pragma=journal_mode=WAL",
         *(f"--dynamic-config-value={key}={rate}" for key, rate in POLL_RATES.items()),
     ]
+    return temporal_ui.command(ui_port, hidden, str(directory), server)
 
 
 def _set_up(directory: Path) -> dict[str, dict[str, str]]:
@@ -346,7 +383,12 @@ def _polled_for(temporal: str, queue: str) -> set[str]:
 def _ask(temporal: str, *command: str) -> str | None:
     """The CLI's answer from this start's server; None where it failed."""
     answer = subprocess.run(
-        [temporal, *command, "--command-timeout", "3s"], capture_output=True, text=True, check=False
+        [temporal, *command, "--command-timeout", "3s"],
+        env=_environment_of_others()
+        | {name: os.environ[name] for name in ("TEMPORAL_ADDRESS", "TEMPORAL_NAMESPACE")},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return answer.stdout if answer.returncode == 0 else None
 
