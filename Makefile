@@ -8,7 +8,7 @@ help:  ## explain the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## install everything into .venv (and uv into .tools where it is missing)
-	@test -x "$(UV)" || python3 -m pip install --quiet --target .tools uv
+	@test -x "$(UV)" || python3 -m pip install --quiet --target .tools --require-hashes -r .ci/uv.txt
 	@"$(UV)" sync --frozen --quiet
 
 up: setup  ## run the product on this machine; ARGS="--port 8099 --data-dir var --seed 5"

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import stat
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from expensesite.management.supervisor import Supervisor
 from tests.servers import eventually, free_port
@@ -56,6 +59,28 @@ def processes_of(sessions: set[int]) -> dict[int, str]:
         except (OSError, ValueError, IndexError):
             continue
     return found
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    """Chromium, for which the name evil.example leads to this machine."""
+    found = [path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))]
+    if not found:
+        missing = "no Chromium (Debian: apt-get install chromium)"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    arguments = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-background-networking",
+        "--host-resolver-rules=MAP evil.example 127.0.0.1",
+    ]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found[0], args=arguments)
+        yield chromium
+        chromium.close()
 
 
 class Up:
@@ -258,6 +283,124 @@ def test_one_up_for_a_data_directory(up: Up) -> None:
     assert second.returncode == 1
     assert said.startswith("CommandError: Another `manage.py up` runs on ")
     assert up.get("/status", id="x") == "ERROR:INVALID_ID"
+
+
+def test_secrets_go_only_where_they_are_needed(up: Up) -> None:
+    """X8: Temporal gets nothing of the product's settings; the worker gets its token, and neither
+    the site's secrets nor its database; nobody else gets that token."""
+    secret = {"SECRET_KEY", "EXPENSES_FERNET_KEYS", "DATABASE_URL"}
+    # Python sets LC_CTYPE where a shell sets no locale.
+    system = {"PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"}
+    system.add("TEMPORAL_CONFIG_FILE")
+    names = {
+        child: [
+            {
+                variable.partition("=")[0]
+                for variable in Path(f"/proc/{pid}/environ").read_text().split("\0")
+                if variable
+            }
+            for pid in processes_of({session})
+        ]
+        for child, session in up.pids().items()
+    }
+    assert {child: len(found) for child, found in names.items()} == {
+        "temporal": 2,
+        "web": 3,
+        "relay": 1,
+        "worker": 1,
+    }
+    assert set().union(*names["temporal"]) <= system
+    for found in names["worker"]:
+        assert "EXPENSES_SITE_TOKEN" in found
+        assert not found & secret
+    for found in names["web"] + names["relay"]:
+        assert "EXPENSES_SITE_TOKEN" not in found
+        assert found >= secret
+
+
+def listening(session: int) -> set[tuple[str, int]]:
+    """The IPv4 addresses that the processes of a session listen on."""
+    sockets = {
+        link.readlink().name
+        for pid in processes_of({session})
+        for link in Path(f"/proc/{pid}/fd").iterdir()
+        if link.is_symlink()
+    }
+    found = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+            address, port = fields[1].split(":")
+            host = socket.inet_ntoa(bytes.fromhex(address)[::-1])
+            found.add((host, int(port, 16)))
+    return found
+
+
+def test_no_page_reaches_temporal(up: Up) -> None:
+    """X8: whatever Temporal's processes listen on under 127.0.0.1, a page that rebinds its name
+    gets nothing from it, and without a rebound name only the UI for its own origin."""
+    ui = up.ports[2]
+    asked = "/api/v1/namespaces"
+    found = listening(up.pids()["temporal"])
+    assert {port for host, port in found if host == "127.0.0.1"} >= {up.ports[1], ui}
+    [hidden] = [host for host, _ in found if host != "127.0.0.1"]
+    assert hidden.startswith("127.")
+
+    def status(port: int, **headers: str) -> int | None:
+        with suppress(httpx.TransportError):
+            url = f"http://127.0.0.1:{port}{asked}"
+            return httpx.get(url, headers=headers, trust_env=False, timeout=5).status_code
+        return None
+
+    named = {port: status(port) for host, port in found if host == "127.0.0.1"}
+    assert named.pop(ui) == 200
+    # One is the HTTP API, one has metrics, the others speak gRPC alone.
+    assert sorted(code for code in named.values() if code) == [403, 404]
+    rebound = [status(port, Host=f"evil.example:{port}") for _, port in found if port]
+    assert 200 not in rebound
+    assert status(ui, Host=f"evil.example:{ui}") == 403
+    assert status(ui, Origin="http://evil.example") == 403
+    assert status(ui, Origin=up.url) == 403
+    assert status(ui, Origin=f"http://127.0.0.1:{ui}") == 200
+    for method in ("POST", "PUT", "DELETE"):
+        signal_url = f"http://127.0.0.1:{ui}/api/v1/namespaces/default/workflows/x/signal/y"
+        refused = httpx.request(method, signal_url, headers={"Origin": up.url}, trust_env=False)
+        assert refused.status_code == 403
+
+
+def test_temporal_ui_in_a_browser(up: Up, browser: Browser) -> None:
+    """X8: the UI lists a workflow as before; a page under a rebound name is refused, and cannot
+    post to it."""
+    ui = f"http://127.0.0.1:{up.ports[2]}"
+    assert up.manage("startexpense", "in-the-ui").wait(timeout=60) == 0
+    page = browser.new_page()
+    page.goto(f"{ui}/namespaces/default/workflows")
+    expect(page.get_by_text("expense_in-the-ui").first).to_be_visible(timeout=30_000)
+    rebound = page.goto(f"http://evil.example:{up.ports[2]}/")
+    assert rebound is not None
+    assert rebound.status == 403
+    assert "_csrf" not in {cookie.get("name") for cookie in page.context.cookies(rebound.url)}
+    with page.expect_response(f"{ui}/api/**") as answered:
+        page.evaluate(
+            "url => fetch(url, {method: 'POST', mode: 'no-cors', body: '{}'}).catch(() => 0)",
+            f"{ui}/api/v1/namespaces/default/workflows/x/signal/y",
+        )
+    assert answered.value.status == 403
+    page.close()
+
+
+def test_request_to_the_ui_that_is_never_whole(up: Up) -> None:
+    """X11: a header without an end is refused; many idle connections leave it answering."""
+    with ExitStack() as idle:
+        for _ in range(50):
+            idle.enter_context(socket.create_connection(("127.0.0.1", up.ports[2])))
+        endless = idle.enter_context(socket.create_connection(("127.0.0.1", up.ports[2])))
+        endless.settimeout(10)
+        endless.sendall(b"GET / HTTP/1.1\r\nX: " + 40_000 * b"x")
+        assert endless.recv(100).startswith(b"HTTP/1.1 431 ")
+        answer = httpx.get(f"http://127.0.0.1:{up.ports[2]}/", trust_env=False)
+    assert answer.status_code == 200
+    assert "<html" in answer.text
 
 
 @pytest.mark.parametrize("name", CHILDREN)
