@@ -122,7 +122,7 @@ class DecidableAdmin(ReadOnlyAdmin):
     @display(description="submitter")
     def submitted_by(self, row: Any) -> str | None:
         """By name; the field itself would be a link to a page that most people are refused."""
-        return row.submitter and row.submitter.get_username()
+        return row.submitter.get_username() if row.submitter else None
 
     def decided_at(self, row: Any) -> Any:
         return row.decision and localize(row.decision.at)

@@ -1,4 +1,4 @@
-"""At most so many submissions an hour and person, by every route (issue item 12)."""
+"""At most so many submissions an hour and person, by every route."""
 
 from datetime import timedelta
 from typing import Any

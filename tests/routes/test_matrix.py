@@ -140,7 +140,8 @@ def _plain(pattern: str) -> str:
 def test_every_route_has_a_row() -> None:
     """X8, X10: a route that nobody thought about is found here."""
     configured = set(routes(get_resolver().url_patterns))
-    assert configured == {route.partition("?")[0] for route in TABLE}
+    rows = {route if route == people.DOTS else route.partition("?")[0] for route in TABLE}
+    assert configured == rows
 
 
 def is_page(route: str) -> bool:

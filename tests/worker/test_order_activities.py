@@ -252,7 +252,7 @@ async def test_log(run: Run, scripted: sites.ScriptedSite, caplog: pytest.LogCap
     sites.script_order(scripted, ORDER, {})
     await run(contracts.BEGIN_COMPENSATION, reason="bad customer")
     said = [r.getMessage().split(" ({")[0] for r in caplog.records if "activity" in r.name]
-    assert said == [f"Order {ORDER}: begin_compensation done"]
+    assert said == [f"Order {ORDER!r}: begin_compensation done"]
     asked = [r.getMessage() for r in caplog.records if r.name == "worker.site"]
     assert [re.sub(r"\d+ ms", "N ms", line) for line in asked] == [
         f"POST {path(contracts.BEGIN_COMPENSATION)} 200 in N ms"

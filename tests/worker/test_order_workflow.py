@@ -439,7 +439,7 @@ async def test_a_confirmation_that_fails(orders: Orders, caplog: pytest.LogCaptu
     handle = await orders.start({contracts.SEND_CONFIRMATION: [refusal]})
     assert (await handle.result()).status == "completed"
     said = {record.getMessage().split(" ({")[0] for record in caplog.records}
-    assert f"Order {handle.id}: No %s." in said
+    assert f"Order {handle.id!r}: No %s." in said
     status = await told(handle)
     assert (status.status, status.failure_reason) == ("completed", None)
     assert (status.events[-1].status, status.events[-1].message) == ("failed", "No %s.")

@@ -81,7 +81,7 @@ class OrderActivities:
                     raise ApplicationError(
                         f"injected failure at {point}", type="InjectedFailure", non_retryable=True
                     )
-            activity.logger.info(f"Order {step.order}: {name} done")
+            activity.logger.info(f"Order {step.order!r}: {name} done")
             return answer
 
         return carry_out

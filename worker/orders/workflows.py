@@ -166,7 +166,7 @@ class OrderWorkflow:
             await self._ask(contracts.SEND_CONFIRMATION)
         except ActivityError as error:
             # Its failure is among the events; the order stays completed.
-            workflow.logger.warning(f"Order {self._order.order}: {_reason(error)}")
+            workflow.logger.warning(f"Order {self._order.order!r}: {_reason(error)}")
         self._status.current_step = None
         return self._result(contracts.ORDER_COMPLETED, "Order processed successfully")
 
