@@ -161,7 +161,8 @@ class Connection:
             task.service()
         finally:
             request.close()
-        if task.request.command == "HEAD":  # waitress sends the body that Django leaves to it
+        # Waitress sends the body that Django leaves to it. What is no request has no command.
+        if getattr(request, "command", "") == "HEAD":
             del self._output[self._output.index(b"\r\n\r\n") + 4 :]
         self._is_last = task.close_on_finish or self.server.is_stopping
         self.deadline = time.monotonic() + REQUEST_SECONDS

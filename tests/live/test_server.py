@@ -199,6 +199,22 @@ def test_large_header_is_refused(site: Site) -> None:
         assert received(client).startswith(b"HTTP/1.0 431 ")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n",
+    ],
+)
+def test_what_is_no_request_is_refused(site: Site, text: bytes) -> None:
+    """X11: with 400, and the connection ends."""
+    with site.connect() as client:
+        client.sendall(text)
+        assert received(client).split(b" ", 2)[1] == b"400"
+
+
 def test_client_that_sends_all_before_it_reads_sees_the_refusal(site: Site) -> None:
     """X11: a body a little over the limit is read to its end, so that no reset hides the 413."""
     answer = site.http.post("/admin/login/", content=5 * MEGABYTE * b"x")
