@@ -2,9 +2,10 @@
 
 import logging
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
-from django.contrib.auth.models import User
+from django.contrib.auth.backends import ModelBackend
+from django.contrib.auth.models import Permission, User
 from django.db import OperationalError
 from django.http import HttpRequest
 from django.utils import timezone
@@ -15,6 +16,22 @@ from rest_framework.exceptions import AuthenticationFailed
 from access.models import Token
 
 log = logging.getLogger(__name__)
+
+
+class Backend(ModelBackend):
+    """Users, groups and permissions as Django has them; one query reads the permissions."""
+
+    def get_all_permissions(self, user_obj: Any, obj: Any = None) -> set[str]:
+        if not user_obj.is_active or user_obj.is_superuser or obj is not None:
+            return super().get_all_permissions(user_obj, obj)
+        if not hasattr(user_obj, "_perm_cache"):
+            own = Permission.objects.filter(user=user_obj).order_by()
+            of_groups = Permission.objects.filter(group__user=user_obj).order_by()
+            names = own.union(of_groups).values_list("content_type__app_label", "codename")
+            user_obj._perm_cache = {f"{app}.{codename}" for app, codename in names}
+        permissions: set[str] = user_obj._perm_cache
+        return permissions
+
 
 # A token's last use is stored at most this often.
 USE_NOTED_EVERY: Final = timedelta(hours=1)

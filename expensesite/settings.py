@@ -193,7 +193,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTHENTICATION_BACKENDS = [
     "axes.backends.AxesStandaloneBackend",
-    "django.contrib.auth.backends.ModelBackend",
+    "access.authentication.Backend",
 ]
 PASSWORD_HASHERS = ["access.passwords.Hasher"]
 AUTH_PASSWORD_VALIDATORS = [

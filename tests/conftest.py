@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 from access import prefer
 from approvals.models import AuditEntry
+from outbox import deliverer
 from tests import factories
 from tests.servers import TemporalServer
 
@@ -65,6 +66,21 @@ def unchanged() -> Unchanged:
         assert list(events) == ["refused"] * refusals
 
     return check
+
+
+@pytest.fixture
+def asking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process asks Temporal anew, as a web process does that has just begun."""
+    monkeypatch.setattr(deliverer, "_deliverer", None)
+    yield
+    if deliverer._deliverer is not None:
+        loop = deliverer._deliverer[1]._loop
+        loop.call_soon_threadsafe(loop.stop)
+
+
+@pytest.fixture
+def no_temporal(asking: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
 
 
 @pytest.fixture

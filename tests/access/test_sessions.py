@@ -86,7 +86,7 @@ def test_a_program_reads_no_session(ada: User, django_assert_num_queries: Any) -
     client = signed_in()
     headers = factories.bearer(ada)
     client.get("/status", {"id": "x"}, headers=headers)
-    with django_assert_num_queries(2):  # the token, the expense
+    with django_assert_num_queries(3):  # the token, its rights, the expense
         client.get("/status", {"id": "x"}, headers=headers)
 
 

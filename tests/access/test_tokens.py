@@ -94,7 +94,7 @@ def test_the_last_use_is_stored_once_an_hour(ada: User, django_assert_num_querie
     Token.objects.update(expiry=None)
     for minutes, writes, noted in ((0, 1, 0), (1, 0, 0), (59, 0, 0), (60, 1, 60), (61, 0, 60)):
         with time_machine.travel(noon + timedelta(minutes=minutes), tick=False):
-            with django_assert_num_queries(2 + writes):  # the token, the expense
+            with django_assert_num_queries(3 + writes):  # token, rights, expense
                 answer = Client().get("/status", {"id": "x"}, headers=headers)
             assert answer.status_code == 200
         assert Token.objects.get().last_used_at == noon + timedelta(minutes=noted)

@@ -12,7 +12,6 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from outbox import deliverer
 from worker import contracts
 from worker.jobs.activities import say_hello_activity
 from worker.jobs.workflows import SayHelloWorkflow
@@ -21,25 +20,10 @@ Working = Callable[..., AbstractContextManager[None]]
 
 
 @pytest.fixture
-def asking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process asks Temporal anew, as a web process does that has just begun."""
-    monkeypatch.setattr(deliverer, "_deliverer", None)
-    yield
-    if deliverer._deliverer is not None:
-        loop = deliverer._deliverer[1]._loop
-        loop.call_soon_threadsafe(loop.stop)
-
-
-@pytest.fixture
 def temporal(asking: None, temporal_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of the server that this process asks."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal_address)
     return temporal_address
-
-
-@pytest.fixture
-def no_temporal(asking: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
 
 
 @activity.defn(name=contracts.SAY_HELLO)

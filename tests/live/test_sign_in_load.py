@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,11 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from expensesite.management.commands.up import _site
 from tests.faults.conftest import _prepared
 from tests.faults.stack import Database
 from tests.servers import eventually, free_port
 
+MANAGE = Path(__file__).resolve().parents[2] / "manage.py"
 SIGN_INS = 100
 WAVES = 3
 
@@ -41,7 +42,8 @@ def site(tmp_path: Path, database: Database) -> Iterator[str]:
         "LOG_LEVEL": "ERROR",
     }
     url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(_site("127.0.0.1", port), env=environment) as process:
+    command = [sys.executable, str(MANAGE), "web", "--host=127.0.0.1", f"--port={port}"]
+    with subprocess.Popen(command, env=environment) as process:
         try:
             eventually(lambda: _answers(url))
             yield url

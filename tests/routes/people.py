@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Final
 
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Group, User
 from django.test import Client
 
 from access import groups
 from access.models import Token
+from approvals.models import AuditEntry
 from expenses.models import Expense
 from expenses.models import State as ExpenseState
 from orders.models import Charge, Order, StockItem, WarehouseRecord
@@ -37,10 +38,10 @@ class Records:
         """The address by which `route` leads to these records."""
         ids = {
             "admin/auth/user/": User.objects.get(username="owner").pk,
-            "admin/auth/group/": 1,
+            "admin/auth/group/": Group.objects.earliest("pk").pk,
             "admin/access/token/": Token.objects.get(user__username="owner").pk,
             "admin/outbox/message/": self.message.pk,
-            "admin/approvals/auditentry/": 1,
+            "admin/approvals/auditentry/": AuditEntry.objects.earliest("pk").pk,
             "admin/expenses/expense/": self.expense.pk,
             "admin/expenses/ledgerentry/": self.paid.payment_id,
             "admin/orders/order/": self.order.pk,

@@ -16,7 +16,8 @@ from tests.routes import people
 from tests.routes.people import ANONYMOUS, NOBODY, ROLES, ROOT, Records
 from worker import contracts
 
-pytestmark = pytest.mark.django_db
+# Whoever is let through to Temporal finds nobody there, at once.
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_temporal")]
 
 Roles = tuple[str, ...]
 EVERYBODY: Final = ROLES
@@ -185,12 +186,6 @@ def is_refused(response: HttpResponse) -> bool:
         or leads == "/admin/"
         or response.content == b"ERROR:INVALID_ID"
     )
-
-
-@pytest.fixture(autouse=True)
-def _no_temporal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever is let through to Temporal finds nobody there, at once."""
-    monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
 
 
 @pytest.mark.parametrize("role", ROLES)
