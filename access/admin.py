@@ -132,19 +132,15 @@ class GroupAdmin(DjangoGroupAdmin, BoundedAdmin):
     pass
 
 
-_unfold: Any = admin.site
-_find_pages = _unfold.search
-
-
-def _search_pages(request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
-    """Unfold's search for pages by name, which fails for a page of results that is not there."""
+def search_pages(request: HttpRequest) -> HttpResponse:
+    """Unfold's search for pages by name; 404 where it would fail for a page of results that is not
+    there."""
+    site: Any = admin.site
     try:
-        return _find_pages(request, extra_context)
+        found: HttpResponse = site.search(request)
     except (InvalidPage, ValueError):
         raise Http404 from None
-
-
-_unfold.search = _search_pages
+    return found
 
 
 @admin.register(Token)

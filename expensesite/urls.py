@@ -3,6 +3,7 @@ from django.urls import Resolver404, include, path, re_path
 from django.views.defaults import page_not_found
 
 from access import security_txt, sign_in
+from access.admin import search_pages
 from expensesite import health
 
 urlpatterns = [
@@ -10,6 +11,7 @@ urlpatterns = [
     re_path(r"^admin/(?:[^/]*/)*\.{1,2}(?:/|$)", page_not_found, {"exception": Resolver404()}),
     path("admin/login/", sign_in.sign_in),
     path("admin/logout/", sign_in.sign_out),
+    path("admin/search/", admin.site.admin_view(search_pages)),
     path("admin/", admin.site.urls),
     path("health", health.health),
     path("readyz", health.ready),
