@@ -11,14 +11,7 @@ from access import groups
 
 
 def password_fingerprint(user: User) -> str:
-    """What a new token of `user` is bound to: a hash of the stored password.
-
-    It is empty for a user of the group Worker, whose tokens do not end with a password change.
-    """
-    return "" if user.groups.filter(name=groups.WORKER).exists() else _fingerprint(user)
-
-
-def _fingerprint(user: User) -> str:
+    """What a token of `user` is bound to: a hash of the stored password."""
     return hashlib.sha256(user.password.encode()).hexdigest()
 
 
@@ -36,7 +29,8 @@ class Token(AbstractAuthToken):  # type: ignore[misc]
     """A bearer token with the rights of its user.
 
     A person's token ends with a change of the password: each use compares the fingerprint, so
-    every way of changing a password ends the tokens. A service token has no fingerprint.
+    every way of changing a password ends the tokens. A service token, whose user is in the group
+    Worker now, goes on.
     """
 
     password_fingerprint = models.CharField(max_length=64, blank=True)
@@ -53,7 +47,7 @@ class Token(AbstractAuthToken):  # type: ignore[misc]
 
     @property
     def is_service(self) -> bool:
-        return not self.password_fingerprint
+        return bool(self.user.groups.filter(name=groups.WORKER).exists())
 
     def refusal(self, now: datetime) -> str:
         """Why the token is not valid at `now`, in a sentence; empty for a valid token."""
@@ -61,6 +55,7 @@ class Token(AbstractAuthToken):  # type: ignore[misc]
             return "The token has expired."
         if not self.user.is_active:
             return "The user of this token is not active."
-        if not self.is_service and self.password_fingerprint != _fingerprint(self.user):
+        changed = self.password_fingerprint != password_fingerprint(self.user)
+        if changed and not self.is_service:
             return "The token ended when its user's password changed."
         return ""

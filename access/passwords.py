@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Final
 
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
+from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 
 AT_ONCE: Final = 2
 RETRY_SECONDS: Final = 3
+DIFFERENT: Final = 5
 
 _free = threading.BoundedSemaphore(AT_ONCE)
 
@@ -37,6 +39,18 @@ class Hasher(PBKDF2PasswordHasher):
             return super().encode(password, salt, iterations)
         finally:
             _free.release()
+
+
+class VariedValidator:
+    """Refuses a password of a few characters again and again, as `aaaaaaaaaaaa`."""
+
+    def validate(self, password: str, user: object = None) -> None:
+        """Raise ValidationError for fewer than five different characters."""
+        if len(set(password)) < DIFFERENT:
+            raise ValidationError(self.get_help_text(), code="password_not_varied")
+
+    def get_help_text(self) -> str:
+        return f"Your password must have at least {DIFFERENT} different characters."
 
 
 class Middleware:

@@ -104,6 +104,15 @@ class SignInForm(AuthenticationForm):  # type: ignore[misc]
         name = self.fields["username"]
         name.validators.append(MaxLengthValidator(name.max_length))
 
+    def confirm_login_allowed(self, user: Any) -> None:
+        """Raise ValidationError for an account that is not let into the admin. The password was
+        right, so this tells nobody else anything."""
+        if user.is_active and not user.is_staff:
+            raise ValidationError(
+                "This account may not use these pages. Ask an administrator for the staff status."
+            )
+        super().confirm_login_allowed(user)
+
     def get_invalid_login_error(self) -> ValidationError:
         if self.request.axes_locked_out:
             minutes = math.ceil(settings.AXES_COOLOFF_TIME / timedelta(minutes=1))

@@ -382,7 +382,9 @@ class CarryView(FormView):
         elif kind == "payment":
             pay(_expense(expense_id), actor=actor, route=Route.PAGE)
         else:
-            raise ProtocolError("INVALID_TYPE", "type must be create or payment.")
+            raise ProtocolError(
+                "INVALID_TYPE", "There is nothing to do of this type; use create or payment."
+            )
         return _to_list()
 
 
@@ -418,7 +420,7 @@ def decide(
     approvals.Refused."""
     if kind not in _VERBS:
         raise ProtocolError(
-            "INVALID_TYPE", "type must be approve or reject, or payment on /action."
+            "INVALID_TYPE", "There is nothing to do of this type; use approve or reject."
         )
     verdict = VERDICT_OF_VERB[kind]
     if expense.state != State.CREATED:

@@ -197,12 +197,13 @@ AUTHENTICATION_BACKENDS = [
 ]
 PASSWORD_HASHERS = ["access.passwords.Hasher"]
 AUTH_PASSWORD_VALIDATORS = [
-    {"NAME": f"django.contrib.auth.password_validation.{name}", "OPTIONS": options}
+    {"NAME": name, "OPTIONS": options}
     for name, options in (
-        ("UserAttributeSimilarityValidator", {}),
-        ("MinimumLengthValidator", {"min_length": 12}),
-        ("CommonPasswordValidator", {}),
-        ("NumericPasswordValidator", {}),
+        ("django.contrib.auth.password_validation.UserAttributeSimilarityValidator", {}),
+        ("django.contrib.auth.password_validation.MinimumLengthValidator", {"min_length": 12}),
+        ("django.contrib.auth.password_validation.CommonPasswordValidator", {}),
+        ("django.contrib.auth.password_validation.NumericPasswordValidator", {}),
+        ("access.passwords.VariedValidator", {}),
     )
 ]
 # After so many failed sign-ins a name, or an address, waits for so long (requirements X11). The
@@ -284,6 +285,8 @@ MIGRATION_MODULES = {"knox": None}
 UNFOLD = {
     "SITE_TITLE": "Expense approvals",
     "SITE_HEADER": "Expense approvals",
+    # Who has not signed in finds nothing there.
+    "SITE_URL": lambda request: "/list" if request.user.is_authenticated else None,
     "LOGIN": {"form": "access.sign_in.SignInForm"},
     "SITE_FAVICONS": [{"rel": "icon", "href": lambda request: "data:,"}],
     "SHOW_HISTORY": False,

@@ -398,9 +398,12 @@ def _begin_compensation(
     step = str(details.get("failed_step", ""))
     this = Order.objects.filter(pk=order.pk, attempt=order.attempt)
     change = {"ends_as": ends_as, "failure_reason": reason}
+    # Nothing failed yet that the site knows of, so this is the workflow's word and says so.
+    said = reason if cancelled else f"its workflow failed: {reason}"
+    early = {"ends_as": ends_as, "failure_reason": said}
     with transaction.atomic(durable=True):
-        if this.filter(state=State.PENDING).update(state=ends_as, ended_at=now, **change):
-            _record(_ENDED[ends_as], order, actor=actor, now=now, reason=reason)
+        if this.filter(state=State.PENDING).update(state=ends_as, ended_at=now, **early):
+            _record(_ENDED[ends_as], order, actor=actor, now=now, reason=said)
         elif not this.filter(state=State.RUNNING).update(state=State.COMPENSATING, **change):
             return
         if step and ends_as == State.FAILED:

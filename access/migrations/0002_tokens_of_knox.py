@@ -18,8 +18,7 @@ def take_over(apps, schema_editor):
             f"SELECT {COLUMNS}, '' FROM knox_authtoken"
         )
     Token = apps.get_model("access", "Token")
-    people = Token.objects.exclude(user__groups__name="Worker").select_related("user")
-    for token in people:
+    for token in Token.objects.select_related("user"):
         token.password_fingerprint = hashlib.sha256(token.user.password.encode()).hexdigest()
         token.save(update_fields=["password_fingerprint"])
     with connection.cursor() as cursor:

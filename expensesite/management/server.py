@@ -27,7 +27,7 @@ from waitress.adjustments import Adjustments
 from waitress.buffers import ReadOnlyFileBasedBuffer
 from waitress.parser import HTTPRequestParser
 from waitress.task import ErrorTask, WSGITask
-from waitress.utilities import InternalServerError
+from waitress.utilities import BadRequest, InternalServerError
 
 from expensesite.management.supervisor import die_with
 
@@ -138,6 +138,10 @@ class Connection:
                 self.deadline = time.monotonic() + REQUEST_SECONDS
             request = self._request
             self._input = self._input[request.received(self._input) :]
+            if not request.completed and request.chunked and "CONTENT_LENGTH" in request.headers:
+                # A proxy that goes by the other one would see another next request (RFC 9112, 6.1).
+                request.error = BadRequest("Send Content-Length or Transfer-Encoding, not both.")
+                request.completed = True
             if request.completed:
                 self._request = None
                 if not request.empty:

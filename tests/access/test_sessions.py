@@ -132,6 +132,7 @@ def test_sessions_that_have_ended_are_deleted(ada: User, clock: Any) -> None:
         ("short-one-1", "This password is too short. It must contain at least 12 characters."),
         ("829301928374", "This password is entirely numeric."),
         ("qwertyuiop123", "This password is too common."),
+        ("abababababab!", "Your password must have at least 5 different characters."),
         ("maximilian-ada", "The password is too similar to the username."),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import time_machine
 from django.contrib.admin.models import DELETION, LogEntry
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import Group, Permission, User
 from django.db import OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models import QuerySet
@@ -65,6 +65,17 @@ def test_a_persons_tokens_end_with_a_new_password(ada: User, worker: User) -> No
     newer = factories.bearer(ada)
     User.objects.filter(pk=ada.pk).update(password="!")
     assert not is_valid(newer)
+
+
+def test_a_token_is_a_services_while_its_user_is_a_worker(worker: User) -> None:
+    """X8: a token that was made for a service ends with the password like any other, once its user
+    is a person's account."""
+    made = factories.bearer(worker)
+    worker.groups.set([Group.objects.get(name=groups.APPROVER)])
+    assert is_valid(made)
+    worker.set_password("a-new-pass-of-its")
+    worker.save()
+    assert not is_valid(made)
 
 
 def test_signing_in_ends_no_token(ada: User, settings: Any) -> None:

@@ -241,11 +241,13 @@ def test_no_target_leaves_the_pages(target: str) -> None:
 
 
 def test_a_person_without_staff_rights_gets_the_form(client: Client) -> None:
-    """X8: the admin's own redirect is no way around; the page says no more than for a wrong
-    password."""
+    """X8: the admin's own redirect is no way around; a wrong password is told from a missing right
+    only to who knows the password."""
     User.objects.create_user("visitor", password="pass-of-visitor")
     form = {"username": "visitor", "password": "pass-of-visitor", "next": "/list"}
     answer = client.post("/admin/login/", form)
     assert answer.status_code == 200
+    assert "Ask an administrator for the staff status." in answer.content.decode()
+    answer = client.post("/admin/login/", {**form, "password": "x"})
     assert "The user name or the password is wrong." in answer.content.decode()
     assert "_auth_user_id" not in client.session

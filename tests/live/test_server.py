@@ -215,6 +215,22 @@ def test_what_is_no_request_is_refused(site: Site, text: bytes) -> None:
         assert received(client).split(b" ", 2)[1] == b"400"
 
 
+@pytest.mark.parametrize("separately", [False, True])
+def test_two_lengths_of_one_body_are_refused(site: Site, separately: bool) -> None:
+    """X11: a proxy that goes by the other length would see another next request."""
+    head = b"POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\n"
+    head += b"Transfer-Encoding: chunked\r\n\r\n"
+    with site.connect() as client:
+        if separately:
+            client.sendall(head)
+            client.sendall(b"0\r\n\r\n" + HEALTH)
+        else:
+            client.sendall(head + b"0\r\n\r\n" + HEALTH)
+        answer = received(client)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
 def test_client_that_sends_all_before_it_reads_sees_the_refusal(site: Site) -> None:
     """X11: a body a little over the limit is read to its end, so that no reset hides the 413."""
     answer = site.http.post("/admin/login/", content=5 * MEGABYTE * b"x")

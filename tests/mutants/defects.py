@@ -117,8 +117,8 @@ DEFECTS: Final = (
     Defect(
         "a person's token outlives the password",
         "access/models.py",
-        "        if not self.is_service and self.password_fingerprint",
-        "        if self.is_service and self.password_fingerprint",
+        "        if changed and not self.is_service:\n",
+        "        if changed and self.is_service:\n",
         "tests/access/test_tokens.py",
     ),
     Defect(

@@ -684,6 +684,8 @@ def test_begin_and_close(before: State, cancelled: bool) -> None:
     event, why = (
         ("cancelled", "cancelled in Temporal") if cancelled else ("failed", "card declined")
     )
+    if before == State.PENDING and not cancelled:
+        why = "its workflow failed: card declined"
     details = {**FAILURE, "cancelled": cancelled}
     answer = factories.carry(order, contracts.BEGIN_COMPENSATION, **details, now=LATER)
     ends_at_once = before == State.PENDING

@@ -14,8 +14,6 @@ from django.test import Client
 from access import groups
 from approvals.models import AuditEntry
 from expenses.models import State as ExpenseState
-from orders import integrations, services
-from orders.models import Order
 from orders.models import State as OrderState
 from outbox.models import Message, Outcome
 from tests import factories
@@ -105,19 +103,14 @@ def is_accepted(client: Client, target: str, form: dict[str, Any]) -> bool:
     return response.status_code in (200, 302) and not refused
 
 
-@pytest.fixture(autouse=True)
-def _snapshot_within_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The product reads a snapshot in a transaction of its own, which cannot be inside a test's."""
-
-    def snapshot() -> services.Snapshot:
-        return services.Snapshot(
-            list(Order.objects.all()),
-            integrations.inventory().snapshot(),
-            integrations.payments().snapshot(),
-            integrations.warehouse().snapshot(),
-        )
-
-    monkeypatch.setattr(services, "snapshot", snapshot)
+def test_strangers_find_no_way_to_a_refusal() -> None:
+    """X10: the sign-in, and the page that asks for it, lead to the sign-in alone."""
+    client = Client()
+    for url, status in (("/admin/login/", 200), ("/list", 401), ("/create?id=new", 401)):
+        page = client.get(url)
+        assert page.status_code == status
+        for link in links(page.content.decode(), url):
+            assert client.get(link).status_code == 200, link
 
 
 @pytest.mark.parametrize("role", [role for role in ROLES if role != people.ANONYMOUS])
