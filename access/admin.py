@@ -160,7 +160,7 @@ class TokenAdmin(ReadOnlyAdmin):
     actions: ClassVar = ["delete_selected"]
 
     def has_module_permission(self, request: HttpRequest) -> bool:
-        return True  # of whoever is let into the admin
+        return True  # everybody who is let into the admin may have tokens
 
     def has_view_permission(self, request: HttpRequest, obj: Token | None = None) -> bool:
         return obj is None or obj.user_id == request.user.pk or request.user.has_perm(REVOKE_ANY)

@@ -28,7 +28,7 @@ class Busy(Exception):
 class Hasher(PBKDF2PasswordHasher):
     """Django's default hasher; it raises Busy instead of waiting for its turn."""
 
-    # Pinned: with another number, signing in stores the password anew, which ends the person's
+    # Pinned: with another number, signing in stores the password again, which ends the person's
     # tokens and other sessions.
     iterations = 1_000_000
 
@@ -42,7 +42,7 @@ class Hasher(PBKDF2PasswordHasher):
 
 
 class VariedValidator:
-    """Refuses a password of a few characters again and again, as `aaaaaaaaaaaa`."""
+    """Refuses a password of very few different characters, such as `aaaaaaaaaaaa`."""
 
     def validate(self, password: str, user: object = None) -> None:
         """Raise ValidationError for fewer than five different characters."""

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_safe
 @require_safe
 def security_txt(request: HttpRequest) -> HttpResponse:
     """`GET`: the contact of SECURITY_CONTACT, for anybody."""
-    # The contact is read anew at each request, so it cannot be out of date.
+    # The contact is read at each request, so it is never out of date.
     expires = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(
         days=180
     )

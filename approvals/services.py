@@ -78,8 +78,8 @@ def check_may_decide(
     """The rule for every kind of request and every route (requirements X3).
 
     Approving and rejecting take the permission. Nobody approves or rejects a request that they
-    submitted or, outside open access, created over the protocol, superusers included; nor does
-    anybody who carries requests for others. A rejection gives its reason. Only the submitter
+    submitted or, outside open access, created over the protocol; that includes superusers. Nobody
+    who carries requests for others decides any. A rejection gives its reason. Only the submitter
     withdraws. Only the request's own workflow says that its approval window is over (O4).
 
     Raises NotPermitted or SelfApproval, which are put into the audit trail, so this runs before
@@ -230,9 +230,9 @@ def record_submission(
     """Put a submission into the audit trail, in the transaction that makes the request.
 
     A person submits at most SUBMISSIONS_PER_HOUR requests of all kinds within an hour (requirements
-    X11). Whoever carries requests submits for others and has no limit, nor has the anonymous person
-    of a local installation. Raises TooManySubmissions: the caller's transaction is
-    rolled back, so a refusal leaves no entry either.
+    X11). A user who carries requests submits for others and has no limit, nor has the anonymous
+    person of a local installation. Raises TooManySubmissions: the caller's transaction is rolled
+    back, so a refusal leaves no entry either.
     """
     if actor.user is not None and not actor.carries:
         # One submission of a person at a time. SQLite has one writer anyway. The lock does not

@@ -94,8 +94,8 @@ if not 1 <= ORDERS_APPROVAL_SECONDS <= LONGEST_APPROVAL_SECONDS:
     raise ImproperlyConfigured(
         f"ORDERS_APPROVAL_SECONDS must be a number from 1 to {LONGEST_APPROVAL_SECONDS} (30 days)."
     )
-# Whether a signal to its workflow decides an order, and up to which total: whoever reaches Temporal
-# can send one. Everywhere but in the open mode that is a choice to make (requirements O3).
+# Whether a signal to its workflow decides an order, and up to which total: any client of
+# Temporal can send one. Everywhere but in the open mode that is a choice to make (requirements O3).
 ORDERS_SIGNAL_DECISIONS = (
     env.bool("ORDERS_SIGNAL_DECISIONS")
     if env.str("ORDERS_SIGNAL_DECISIONS", "")

@@ -344,7 +344,7 @@ def _is_decided_by(signals: client.Signals, order: Order, now: datetime) -> bool
 
 def _refuse(signals: client.Signals, order: Order, refusal: str, now: datetime) -> None:
     with transaction.atomic(durable=True):
-        # Whoever reads the same signals at the same time, or later, finds that they were refused. A
+        # A request that reads the same signals now or later finds that they were refused. A
         # decision that was taken meanwhile is delivered by a signal, which is none to refuse.
         if Order.objects.filter(
             pk=order.pk,

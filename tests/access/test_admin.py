@@ -1,4 +1,4 @@
-"""What a list of the admin may be asked for in its address (issue item 12)."""
+"""What a list of the admin may be asked for in its address."""
 
 import re
 from typing import Any

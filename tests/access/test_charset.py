@@ -1,4 +1,4 @@
-"""What encodings a request may name (issue item 12)."""
+"""What encodings a request may name."""
 
 import io
 import json

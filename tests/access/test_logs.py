@@ -1,4 +1,4 @@
-"""What the log says of a refused request (issue item 12)."""
+"""What the log says of a refused request."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Behind a reverse proxy: whose word counts for scheme, host and client address (issue item 11)."""
+"""Behind a reverse proxy: whose word counts for scheme, host and client address."""
 
 import ipaddress
 from typing import Any
