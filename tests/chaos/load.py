@@ -246,7 +246,7 @@ class Load:
 
     async def _by_admin(self, expense: str, verdict: str) -> tuple[bool, int]:
         found = await self.ask("GET", f"/api/v1/expenses/{expense}/", headers=self._reader)
-        url = f"{CHANGELIST}?expense_id={expense}"
+        url = f"{CHANGELIST}?q={expense}"
         form = {"action": VERB[verdict], "_selected_action": found.json()["id"], "reason": "chaos"}
         done = rf"{verdict.capitalize()}: {expense}\."
         skipped = rf"Skipped: {expense} was already (approved|rejected) by"
