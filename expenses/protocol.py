@@ -224,7 +224,13 @@ class StatusView(ProtocolView):
 
     def get(self, request: Request) -> HttpResponse:
         _require(("query", "id") if "id" not in request.query_params else None)
-        return _text(_expense(request.query_params["id"], _visible_to(self.actor)).state)
+        expense_id = _valid_id(request.query_params["id"])
+        # Programs poll this: it reads one column.
+        found = _visible_to(self.actor).select_related(None).filter(expense_id=expense_id)
+        state = found.values_list("state", flat=True).first()
+        if state is None:
+            raise _unknown(expense_id)
+        return _text(state)
 
 
 class RegisterCallbackView(ProtocolView):
@@ -511,12 +517,15 @@ def _valid_id(expense_id: str) -> str:
     return expense_id
 
 
-def _expense(expense_id: str, among: QuerySet[Expense] | None = None) -> Expense:
-    expenses = Expense.objects.all() if among is None else among
+def _expense(expense_id: str) -> Expense:
     try:
-        return expenses.get(expense_id=_valid_id(expense_id))
+        return Expense.objects.get(expense_id=_valid_id(expense_id))
     except Expense.DoesNotExist:
-        raise ProtocolError("INVALID_ID", f"There is no expense {expense_id}.") from None
+        raise _unknown(expense_id) from None
+
+
+def _unknown(expense_id: str) -> ProtocolError:
+    return ProtocolError("INVALID_ID", f"There is no expense {expense_id}.")
 
 
 def _text(body: str, status: int = 200) -> HttpResponse:

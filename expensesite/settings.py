@@ -80,7 +80,7 @@ SECURITY_CONTACT = env.str("SECURITY_CONTACT", "mailto:security@localhost")
 if not (SECURITY_CONTACT.startswith(("mailto:", "https://")) and SECURITY_CONTACT.isprintable()):
     raise ImproperlyConfigured("SECURITY_CONTACT must start with mailto: or https://.")
 # Threads of a web process; at most half of them may hold a request that waits.
-WEB_THREADS = env.int("WEB_THREADS", 16)
+WEB_THREADS = env.int("WEB_THREADS", 8)
 # Where the worker and the commands find this site.
 EXPENSES_SITE_URL = env.str("EXPENSES_SITE_URL", "http://127.0.0.1:8099").rstrip("/")
 # Where people see a run: an expense's page links there. Empty: no link.
