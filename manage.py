@@ -22,7 +22,7 @@ def main() -> None:
         os.execv(python, [str(python), *sys.argv])
     if sys.argv[1:2] == ["up"]:
         # The first start makes the secrets without which Django's settings do not load.
-        from expensesite.management import installation
+        from local import installation
 
         installation.prepare(sys.argv[2:])
     if sys.argv[1:2] == ["runworker"]:

@@ -7,7 +7,7 @@ from rest_framework import exceptions, permissions
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from access import cross_site, protocol
+from access import cross_site, open_access
 from access.actors import Actor
 
 
@@ -47,11 +47,11 @@ def _actor_at_root(request: Request) -> Actor:
     if not reads and cross_site.is_cross_site(asked):
         raise exceptions.PermissionDenied(cross_site.REFUSAL)
     try:
-        return protocol.actor_of(asked, permission=None, cookies=reads)
-    except protocol.NotServed:
+        return open_access.actor_of(asked, permission=None, cookies=reads)
+    except open_access.NotServed:
         raise exceptions.NotFound(
             "EXPENSES_PROTOCOL_ACCESS is off here; use the same path under /api/v1/."
         ) from None
-    except protocol.NotSignedIn as error:
+    except open_access.NotSignedIn as error:
         # What is wrong with the header, if there is one.
         raise error.__cause__ or exceptions.NotAuthenticated() from None

@@ -27,7 +27,8 @@ from approvals import services
 from approvals.models import AuditEntry, Route, Verdict
 from outbox import handlers
 from outbox import services as outbox
-from outbox.models import Message, Outcome
+from outbox.models import Message
+from temporal.outcomes import Outcome
 
 _NOTIFIED = (Outcome.DELIVERED, Outcome.ALREADY_COMPLETED)
 

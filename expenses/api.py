@@ -23,14 +23,14 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from access import idempotency, prefer
 from access.actors import Actor
-from access.problems import Conflict, TooMany
 from access.text import TEXT_LENGTH, validate_opaque_id
 from approvals import services as approvals
 from approvals.models import VERDICT_OF_VERB, AuditEntry, Route, Verdict
 from expenses import services
 from expenses.models import Expense, LedgerEntry, State
+from rest import idempotency, prefer
+from rest.problems import Conflict, TooMany
 
 _POLL_SECONDS: Final = 0.1
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")

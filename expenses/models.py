@@ -11,7 +11,7 @@ from django.db.models import Q
 
 from access.text import TEXT_LENGTH, OpaqueIdField, validate_opaque_id
 from approvals.models import AppendOnlyModel, Decision
-from outbox import addresses
+from temporal import addresses
 
 
 class State(models.TextChoices):

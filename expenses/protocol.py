@@ -32,13 +32,13 @@ from rest_framework.exceptions import MethodNotAllowed
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from access import actors, cross_site, protocol
+from access import actors, cross_site, open_access
 from access.text import ID_LENGTH, ID_RULE, clean_text, is_opaque_id, search_fault
 from approvals import services as approvals
 from approvals.models import VERDICT_OF_VERB, Route
 from expenses import services
 from expenses.models import Expense, State
-from outbox import addresses
+from temporal import addresses
 from worker import contracts
 
 SUCCEED: Final = "SUCCEED"
@@ -77,12 +77,12 @@ def error_response(request: HttpRequest, error: Exception, *, api: bool) -> Http
                 for parameter in error.parameters
             ]
             return JsonResponse({"detail": details}, status=422)
-        case protocol.NotServed():
+        case open_access.NotServed():
             raise Http404 from error
-        case protocol.NotSignedIn():
+        case open_access.NotSignedIn():
             sentence = "Sign in first." if not api else "A valid bearer token is needed."
             error = ProtocolError("FORBIDDEN", sentence, 401)
-        case protocol.NotAllowed() | approvals.NotPermitted() | approvals.SelfApproval():
+        case open_access.NotAllowed() | approvals.NotPermitted() | approvals.SelfApproval():
             error = ProtocolError("FORBIDDEN", str(error), 403)
         case ProtocolError():
             pass
@@ -138,10 +138,10 @@ class ProtocolView(APIView):
         if (
             self.changes_state
             and request.method == "GET"
-            and protocol.is_by_session(request._request)
+            and open_access.is_by_session(request._request)
         ):
             if self.api:
-                raise protocol.NotSignedIn
+                raise open_access.NotSignedIn
             self.asks = True
 
     def is_api_call(self, request: Request) -> bool:
@@ -450,8 +450,8 @@ def _actor(
 ) -> actors.Actor:
     """Who asks; a person without the permission is refused, which is audited (X3)."""
     try:
-        return protocol.actor_of(request, permission=permission, cookies=cookies)
-    except protocol.NotAllowed as error:
+        return open_access.actor_of(request, permission=permission, cookies=cookies)
+    except open_access.NotAllowed as error:
         if is_opaque_id(expense_id):
             approvals.record_refusal(
                 services.SUBJECT,

@@ -11,9 +11,10 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from expenses import services
 from expenses.models import Expense, State
-from outbox import client, reconciliation
+from outbox import reconciliation
 from outbox import services as outbox
 from outbox.reconciliation import Comparison, Difference
+from temporal import client
 from worker import contracts
 
 _NOT_PAID: Final = ""

@@ -17,9 +17,10 @@ from access import actors
 from approvals import services as approvals
 from approvals.models import AuditEntry, Decision, Route, Verdict
 from expenses.models import CallbackAddress, Expense, LedgerEntry, State
-from outbox import addresses, handlers
+from outbox import handlers
 from outbox import services as outbox
 from outbox.models import Message
+from temporal import addresses
 from worker import contracts
 
 log = logging.getLogger(__name__)

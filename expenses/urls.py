@@ -2,8 +2,8 @@
 
 from django.urls import include, path, re_path
 
-from access.problems import UnknownPath
 from expenses import api, protocol
+from rest.problems import UnknownPath
 
 _REF = r"(?P<ref>[A-Za-z0-9\-._~:@]{1,100})"
 

@@ -23,7 +23,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from access import protocol
+from access import open_access
 from outbox import health as outbox_health
 
 log = logging.getLogger(__name__)
@@ -80,13 +80,13 @@ def metrics(request: HttpRequest) -> HttpResponse:
     """`GET /metrics` for Prometheus: to who may see the outbox, by bearer token or session; in
     open access to this machine without signing in (design, Access)."""
     try:
-        protocol.signed_in_or_local(request, permission="outbox.view_message", cookies=True)
-    except protocol.NotSignedIn:
+        open_access.signed_in_or_local(request, permission="outbox.view_message", cookies=True)
+    except open_access.NotSignedIn:
         challenge = {"WWW-Authenticate": "Bearer"}
         return HttpResponse(
             "A valid bearer token is needed.\n", "text/plain", 401, headers=challenge
         )
-    except protocol.NotAllowed as error:
+    except open_access.NotAllowed as error:
         return HttpResponse(f"{error}\n", "text/plain", 403)
     try:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))

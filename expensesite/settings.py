@@ -130,11 +130,12 @@ INSTALLED_APPS = [
     "orders",
     "jobs",
     "expensesite",
+    "local",
 ]
 
 MIDDLEWARE = [
     "access.proxies.Middleware",
-    "access.pages.Middleware",
+    "expensesite.pages.Middleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "csp.middleware.CSPMiddleware",
@@ -145,7 +146,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "access.cross_site.Middleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "access.unavailable.Middleware",
+    "rest.unavailable.Middleware",
     "access.passwords.Middleware",
     "axes.middleware.AxesMiddleware",
 ]
@@ -274,8 +275,8 @@ REST_FRAMEWORK = {
         "rest_framework.permissions.IsAuthenticated",
     ],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["access.parsers.BoundedJSONParser"],
-    "EXCEPTION_HANDLER": "access.problems.exception_handler",
+    "DEFAULT_PARSER_CLASSES": ["rest.parsers.BoundedJSONParser"],
+    "EXCEPTION_HANDLER": "rest.problems.exception_handler",
 }
 REST_KNOX = {"TOKEN_TTL": timedelta(days=90), "AUTH_HEADER_PREFIX": "Bearer"}
 KNOX_TOKEN_MODEL = "access.Token"  # noqa: S105
@@ -300,7 +301,7 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-    "filters": {"one_line": {"()": "access.logs.OneLine"}},
+    "filters": {"one_line": {"()": "expensesite.logs.OneLine"}},
     "handlers": {
         "stderr": {
             "class": "logging.StreamHandler",

@@ -2,9 +2,9 @@ from django.contrib import admin
 from django.urls import Resolver404, include, path, re_path
 from django.views.defaults import page_not_found
 
-from access import security_txt, sign_in
+from access import sign_in
 from access.admin import search_pages
-from expensesite import health
+from expensesite import health, security_txt
 
 urlpatterns = [
     # Dot segments, which the admin's redirects would hand to the browser to resolve.

@@ -4,7 +4,7 @@ import os
 
 from django.core.wsgi import get_wsgi_application
 
-from access.charset import Utf8Only
+from expensesite.charset import Utf8Only
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "expensesite.settings")
 application = Utf8Only(get_wsgi_application())

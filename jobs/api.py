@@ -8,11 +8,11 @@ from rest_framework import exceptions, serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from access import prefer
 from access.text import TEXT_LENGTH
 from access.views import ActorView
 from jobs import services
-from outbox import client
+from rest import prefer
+from temporal import client
 from worker import contracts
 
 WAIT_SECONDS: Final = 10.0

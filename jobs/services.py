@@ -10,8 +10,9 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Any, Final
 
-from outbox import client, deliverer
-from outbox.models import Outcome
+from outbox import deliverer
+from temporal import client
+from temporal.outcomes import Outcome
 from worker import contracts
 
 RUN: Final = "jobs.run_job"

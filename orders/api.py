@@ -18,15 +18,17 @@ from rest_framework import exceptions, serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from access import idempotency, protocol
-from access.problems import Conflict, TooMany
+from access import open_access
 from access.text import ID_LENGTH, TEXT_LENGTH, is_opaque_id, validate_opaque_id
 from access.views import ActorView
 from approvals import services as approvals
 from approvals.models import VERDICT_OF_VERB, Route
 from orders import fulfilment, integrations, services
 from orders.models import Order, OrderStep, State
-from outbox import client, deliverer
+from outbox import deliverer
+from rest import idempotency
+from rest.problems import Conflict, TooMany
+from temporal import client
 from worker import contracts
 
 LARGEST_QUANTITY: Final = 1_000_000
@@ -177,7 +179,7 @@ class OrdersView(_OfOrders):
 
     def submit(self, request: Request, wanted: dict[str, Any]) -> Order:
         fail_at = wanted.pop("fail_at")
-        if fail_at and not protocol.is_local_installation(request._request):
+        if fail_at and not open_access.is_local_installation(request._request):
             raise exceptions.ValidationError(
                 {"fail_at": ["Failures are injected in the local mode only; leave it out."]}
             )

@@ -21,8 +21,9 @@ from approvals import services as approvals
 from approvals.models import AuditEntry, Route, Verdict
 from orders import integrations, services
 from orders.models import UNDONE, Order, OrderStep, State
-from outbox import client, deliverer
+from outbox import deliverer
 from outbox import services as outbox
+from temporal import client
 from worker import contracts
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,10 @@ from django.db.models import QuerySet
 
 from orders import services
 from orders.models import FINAL, Order, State
-from outbox import client, reconciliation
+from outbox import reconciliation
 from outbox import services as outbox
 from outbox.reconciliation import Comparison, Difference
+from temporal import client
 from worker import contracts
 
 _OPEN: Final = (State.PENDING, State.RUNNING, State.COMPENSATING)

@@ -21,7 +21,8 @@ from unfold.decorators import action, display
 
 from access.admin import OwnFiltersList, ReadOnlyAdmin
 from outbox import delivery, health, services, subjects
-from outbox.models import NEEDS_ATTENTION, Message, Outcome
+from outbox.models import NEEDS_ATTENTION, Message
+from temporal.outcomes import Outcome
 
 RETRY: Final = "outbox.retry_message"
 # The parameter that says which messages are listed.

@@ -15,8 +15,10 @@ from typing import Any, Final, TypeVar
 
 from django.db import Error, close_old_connections
 
-from outbox import client, delivery
-from outbox.models import Message, Outcome
+from outbox import delivery
+from outbox.models import Message
+from temporal import client
+from temporal.outcomes import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,10 @@ from typing import Any
 from django.db import connection, transaction
 from django.db.models import Q
 
-from outbox import addresses, client, handlers
-from outbox.models import ALARMING, Message, Outcome
+from outbox import handlers
+from outbox.models import ALARMING, Message
+from temporal import addresses, client
+from temporal.outcomes import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from outbox import addresses, client
-from outbox.models import Outcome
+from temporal import addresses, client
+from temporal.outcomes import Outcome
 
 Handler = Callable[[client.Temporal, dict[str, Any]], Awaitable[Outcome]]
 

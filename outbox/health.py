@@ -11,7 +11,8 @@ from typing import Final
 from django.db.models import Count
 
 from outbox import delivery, handlers, relay
-from outbox.models import ALARMING, NEEDS_ATTENTION, Message, Outcome
+from outbox.models import ALARMING, NEEDS_ATTENTION, Message
+from temporal.outcomes import Outcome
 
 LARGEST_COUNT: Final = 10_000
 

@@ -7,17 +7,7 @@ from django.db.models import Q
 
 from access.text import OpaqueIdField
 from outbox import subjects
-
-
-class Outcome(models.TextChoices):
-    """How a delivery ended. Nothing else ends it: a message without an outcome is tried again."""
-
-    DELIVERED = "DELIVERED", "delivered"
-    ALREADY_COMPLETED = "ALREADY_COMPLETED", "already there, with the same value"
-    CONFLICT = "CONFLICT", "completed elsewhere with another value"
-    UNDELIVERABLE = "UNDELIVERABLE", "nobody waits for it any more"
-    DEAD = "DEAD", "its address cannot be read"
-
+from temporal.outcomes import Outcome
 
 # The effect did not come about, and a person has to look.
 ALARMING = (Outcome.CONFLICT, Outcome.UNDELIVERABLE, Outcome.DEAD)

@@ -18,7 +18,8 @@ from asgiref.sync import sync_to_async
 from django.db import DatabaseError, close_old_connections
 from django.db.models import QuerySet
 
-from outbox import client, delivery
+from outbox import delivery
+from temporal import client
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ from datetime import datetime, timedelta
 from asgiref.sync import sync_to_async
 from django.db import Error, close_old_connections
 
-from outbox import client, delivery
+from outbox import delivery
 from outbox.models import Message
+from temporal import client
 
 log = logging.getLogger(__name__)
 

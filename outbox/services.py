@@ -10,7 +10,8 @@ from django.db.models import Case, DateTimeField, F, Q, QuerySet, When
 from django.db.models.functions import Coalesce
 
 from outbox import deliverer, delivery
-from outbox.models import NEEDS_ATTENTION, Message, Outcome
+from outbox.models import NEEDS_ATTENTION, Message
+from temporal.outcomes import Outcome
 
 # A web process delivers its own messages; after this the relay takes over.
 COMMIT_LEASE = timedelta(seconds=5)

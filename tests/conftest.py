@@ -1,7 +1,7 @@
 """Fixtures of the whole suite."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -10,12 +10,14 @@ import pytest
 from django.db import connection, connections
 from django.test import Client
 from hypothesis import HealthCheck, Phase, settings
+from temporalio.client import Client as TemporalClient
 
-from access import prefer
 from approvals.models import AuditEntry
 from outbox import deliverer
+from rest import prefer
 from tests import factories
 from tests.servers import TemporalServer
+from tests.waits import Waiter, waiter
 
 # The same examples in every run; others with `--hypothesis-profile=explore --hypothesis-seed=N`.
 # A machine under load says nothing of a test.
@@ -130,3 +132,11 @@ def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 
     with ThreadPoolExecutor(len(calls)) as pool:
         return list(pool.map(run, calls))
+
+
+@pytest.fixture
+async def waiting(temporal_address: str) -> AsyncIterator[Waiter]:
+    """Start a workflow that waits: `await waiting(seconds=60, attempts=0)`."""
+    client = await TemporalClient.connect(temporal_address)
+    async with waiter(client) as start:
+        yield start

@@ -16,8 +16,9 @@ from expenses.models import CallbackAddress, Expense, LedgerEntry, State
 from orders import fulfilment, integrations
 from orders import models as order_models
 from orders import services as order_services
-from outbox.addresses import Address
-from outbox.models import Message, Outcome
+from outbox.models import Message
+from temporal.addresses import Address
+from temporal.outcomes import Outcome
 from worker import contracts
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -15,7 +15,7 @@ from knox.crypto import hash_token
 
 from access import groups
 from access.models import Token
-from expensesite.management.commands import up
+from local.management.commands import up
 from tests import factories
 
 pytestmark = pytest.mark.django_db

@@ -15,7 +15,8 @@ from approvals.models import Route, Verdict
 from expenses import services
 from expenses.models import Expense, State
 from orders import models as orders
-from outbox.models import Message, Outcome
+from outbox.models import Message
+from temporal.outcomes import Outcome
 from tests import factories
 
 pytestmark = pytest.mark.django_db(transaction=True)

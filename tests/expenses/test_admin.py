@@ -15,7 +15,8 @@ from access import groups
 from approvals.models import AuditEntry, Decision
 from expenses.models import Expense, State
 from outbox import services as outbox
-from outbox.models import Message, Outcome
+from outbox.models import Message
+from temporal.outcomes import Outcome
 from tests import factories
 from tests.conftest import Unchanged
 

@@ -8,7 +8,8 @@ from django.db import IntegrityError, transaction
 
 from approvals.models import Decision
 from expenses.models import CallbackAddress, Expense, LedgerEntry, State
-from outbox.models import Message, Outcome
+from outbox.models import Message
+from temporal.outcomes import Outcome
 from tests import factories
 
 pytestmark = pytest.mark.django_db

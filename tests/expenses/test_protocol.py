@@ -12,8 +12,8 @@ from django.test import Client
 from access import groups
 from approvals.models import AuditEntry, Decision
 from expenses.models import CallbackAddress, Expense, LedgerEntry, State
-from outbox.addresses import Address
 from outbox.models import Message
+from temporal.addresses import Address
 from tests import factories
 from tests.conftest import Unchanged, at_once
 

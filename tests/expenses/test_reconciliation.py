@@ -30,14 +30,16 @@ from expenses import services
 from expenses.models import Expense, LedgerEntry, State
 from expenses.reconciliation import COMPARISON
 from expensesite.management.commands import relay as relay_command
-from outbox import client, reconciliation, relay
-from outbox.models import NEEDS_ATTENTION, Message, Outcome
+from outbox import reconciliation, relay
+from outbox.models import NEEDS_ATTENTION, Message
 from outbox.reconciliation import Difference, Reconciler
+from temporal import client
+from temporal.outcomes import Outcome
 from tests import factories
 from tests.conftest import Unchanged, at_once
-from tests.outbox import conftest
-from tests.outbox.conftest import waiter
+from tests.outbox import commands
 from tests.servers import TemporalServer
+from tests.waits import waiter
 from worker import contracts
 from worker.expenses.activities import ExpenseActivities
 from worker.expenses.workflows import SampleExpenseWorkflow
@@ -177,7 +179,7 @@ async def until_suspected(count: int = 1) -> list[Difference]:
 
 async def reconcile(*arguments: str) -> tuple[int, str]:
     # Not the thread in which the command uses the database.
-    return await asyncio.to_thread(conftest.reconcile, *arguments)
+    return await asyncio.to_thread(commands.reconcile, *arguments)
 
 
 def said(difference: Difference) -> tuple[str, str, str, str]:

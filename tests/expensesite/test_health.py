@@ -23,7 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families as plain
 from access import groups
 from expensesite import health
 from outbox import delivery
-from outbox.models import Message, Outcome
+from outbox.models import Message
+from temporal.outcomes import Outcome
 from tests import factories
 from tests.conftest import Plans
 from tests.servers import eventually, free_port

@@ -315,7 +315,7 @@ SHORTER: Final = {
     "outbox.delivery:ATTEMPT_SECONDS": 3.5,
     "outbox.delivery:RELAY_LEASE": timedelta(seconds=4.5),
     "outbox.delivery:LONGEST_BACKOFF_SECONDS": 2.0,
-    "outbox.client:CALL_SECONDS": 1.5,
+    "temporal.client:CALL_SECONDS": 1.5,
     "outbox.deliverer:PAUSE_SECONDS": 0.2,
     "outbox.relay:PROBE_SECONDS": 0.2,
     "worker.site:TOTAL_SECONDS": 1.5,

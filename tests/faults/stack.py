@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import psycopg
 
-from expensesite.management.supervisor import die_with
+from local.supervisor import die_with
 from tests.faults.points import Action, Faults, Point
 from tests.faults.proxy import ReplyDropper
 from tests.servers import free_port

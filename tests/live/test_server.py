@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # The same command with shorter times and fewer connections.
 HURRIED = """
 import sys
-from expensesite.management import server
+from expensesite import server
 server.REQUEST_SECONDS, server.MOST_CONNECTIONS = 1.0, 10
 sys.argv[0] = "manage.py"
 from django.core.management import execute_from_command_line

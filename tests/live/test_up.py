@@ -22,7 +22,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from expensesite.management.supervisor import Supervisor
+from local.supervisor import Supervisor
 from tests.servers import eventually, free_port
 from worker import contracts
 
@@ -34,7 +34,7 @@ TEMPORAL = Path(sys.executable).parent / "temporal"
 # `up` in which a child may take an hour to stop.
 PATIENT = """
 import runpy, sys
-from expensesite.management import supervisor
+from local import supervisor
 supervisor.STOP_GRACE = 3600.0
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")

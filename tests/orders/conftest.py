@@ -19,9 +19,10 @@ from temporalio.worker import Worker
 
 from orders import services
 from orders.models import FINAL, Order, StockItem
-from outbox import client, deliverer
+from outbox import deliverer
 from outbox.models import Message
 from outbox.relay import Relay
+from temporal import client
 from tests import factories
 from tests.faults.points import with_shorter_intervals
 from tests.orders import invariants

@@ -25,7 +25,8 @@ from orders.models import (
     StockItem,
     WarehouseRecord,
 )
-from outbox.models import Message, Outcome
+from outbox.models import Message
+from temporal.outcomes import Outcome
 from tests import factories
 from tests.conftest import Unchanged, at_once
 from tests.orders.conftest import History

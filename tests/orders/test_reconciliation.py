@@ -23,15 +23,17 @@ from approvals.models import Route, Verdict
 from orders import services
 from orders.models import FINAL, UNDONE, Order, State
 from orders.reconciliation import COMPARISON
-from outbox import client, reconciliation
-from outbox.models import Message, Outcome
+from outbox import reconciliation
+from outbox.models import Message
 from outbox.reconciliation import Difference, Reconciler
 from outbox.relay import Relay
+from temporal import client
+from temporal.outcomes import Outcome
 from tests import factories
 from tests.conftest import at_once
 from tests.orders.conftest import Shop, reached
 from tests.orders.integrations import Hang
-from tests.outbox import conftest
+from tests.outbox import commands
 from tests.servers import TemporalServer
 from worker import contracts
 
@@ -70,7 +72,7 @@ def said(difference: Difference) -> tuple[str, str, str, str]:
 
 async def reconcile(*arguments: str) -> tuple[int, str]:
     # Not the thread in which the command uses the database.
-    return await asyncio.to_thread(conftest.reconcile, *arguments)
+    return await asyncio.to_thread(commands.reconcile, *arguments)
 
 
 async def of(workflow_id: str) -> Order:

@@ -12,8 +12,9 @@ from access import actors
 from orders import fulfilment, services
 from orders.models import Order
 from outbox import handlers
-from outbox.client import Temporal, Unreachable
-from outbox.models import Message, Outcome
+from outbox.models import Message
+from temporal.client import Temporal, Unreachable
+from temporal.outcomes import Outcome
 from tests.orders.conftest import Shop, reached
 from tests.orders.integrations import FAULTS, Call, Hang, When
 from worker import contracts

@@ -16,7 +16,8 @@ from approvals.models import AuditEntry, Decision, Route, Verdict
 from orders import fulfilment, services
 from orders.integrations import Item
 from orders.models import Order, State, StockItem
-from outbox.models import Message, Outcome
+from outbox.models import Message
+from temporal.outcomes import Outcome
 from tests import factories
 from tests.conftest import Unchanged, at_once
 from worker import contracts

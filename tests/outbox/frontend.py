@@ -1,5 +1,5 @@
 """A model of Temporal's frontend: its answers about workflows that wait for one activity, as the
-server was measured to give them (tests/outbox/test_client.py asks a real one)."""
+server was measured to give them (tests/temporal/test_client.py asks a real one)."""
 
 import asyncio
 import json

@@ -14,7 +14,8 @@ from django.test import Client
 from access import groups
 from expenses.models import Expense, State
 from outbox import admin, delivery
-from outbox.models import ALARMING, Message, Outcome
+from outbox.models import ALARMING, Message
+from temporal.outcomes import Outcome
 from tests import factories
 from tests.conftest import Plans, Unchanged
 

@@ -14,11 +14,13 @@ from django.db import connections, transaction
 from django.utils import timezone
 from temporalio.client import Client
 
-from outbox import client, deliverer, delivery, handlers, relay, services
-from outbox.addresses import Address
-from outbox.models import Message, Outcome
-from tests.outbox.conftest import Waiter, waiter
+from outbox import deliverer, delivery, handlers, relay, services
+from outbox.models import Message
+from temporal import client
+from temporal.addresses import Address
+from temporal.outcomes import Outcome
 from tests.servers import TemporalServer, eventually
+from tests.waits import Waiter, waiter
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.db import connection
 
-from outbox import client, delivery, handlers
-from outbox.addresses import Address
-from outbox.models import Message, Outcome
+from outbox import delivery, handlers
+from outbox.models import Message
+from temporal import client
+from temporal.addresses import Address
+from temporal.outcomes import Outcome
 
 NOW = datetime(2026, 11, 20, 9, tzinfo=UTC)
 

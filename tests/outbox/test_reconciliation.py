@@ -8,10 +8,12 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError, connections
 
-from outbox import client, delivery, reconciliation, services
-from outbox.models import ALARMING, Message, Outcome
+from outbox import delivery, reconciliation, services
+from outbox.models import ALARMING, Message
 from outbox.reconciliation import Difference, Reconciler
-from tests.outbox.conftest import reconcile
+from temporal import client
+from temporal.outcomes import Outcome
+from tests.outbox.commands import reconcile
 from tests.servers import free_port
 
 NOW = datetime(2026, 11, 20, 9, tzinfo=UTC)

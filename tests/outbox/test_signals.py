@@ -20,10 +20,11 @@ from temporalio.common import RawValue
 from temporalio.service import RPCError
 
 from outbox import delivery, handlers, services
-from outbox.client import Signals, Temporal, Unreachable
-from outbox.models import Message, Outcome
+from outbox.models import Message
+from temporal.client import Signals, Temporal, Unreachable
+from temporal.outcomes import Outcome
 from tests import factories
-from tests.outbox.conftest import Waiter
+from tests.waits import Waiter
 
 MEMO = {"order": "3f0c7f0e", "attempt": 1}
 OUTCOME = {
@@ -318,7 +319,7 @@ async def test_half_a_history(unattended: Handle, monkeypatch: pytest.MonkeyPatc
         await asyncio.Event().wait()
 
     monkeypatch.setattr(WorkflowHandle, "fetch_history_events", stalling)
-    monkeypatch.setattr("outbox.client.SIGNALS_SECONDS", 0.3)
+    monkeypatch.setattr("temporal.client.SIGNALS_SECONDS", 0.3)
     signals = await read(unattended)
     assert [one.reason for one in signals.found] == ["read"]
     assert not signals.complete

@@ -22,9 +22,11 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from temporalio.client import Client
 
-from outbox import client, delivery, handlers, relay, services
-from outbox.addresses import Address
-from outbox.models import Message, Outcome
+from outbox import delivery, handlers, relay, services
+from outbox.models import Message
+from temporal import client
+from temporal.addresses import Address
+from temporal.outcomes import Outcome
 from tests.factories import NOW
 from tests.outbox import frontend
 

@@ -15,7 +15,8 @@ from access import groups
 from approvals.models import AuditEntry
 from expenses.models import State as ExpenseState
 from orders.models import State as OrderState
-from outbox.models import Message, Outcome
+from outbox.models import Message
+from temporal.outcomes import Outcome
 from tests import factories
 from tests.routes import people
 from tests.routes.people import NOBODY, ROLES, ROOT

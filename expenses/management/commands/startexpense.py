@@ -14,9 +14,9 @@ from rich.progress import Progress
 
 from access.text import ID_RULE, is_opaque_id
 from expenses.models import Expense
-from outbox import client
-from outbox.commands import TemporalCommand
-from outbox.models import Outcome
+from temporal import client
+from temporal.base_command import TemporalCommand
+from temporal.outcomes import Outcome
 from worker import contracts
 
 AT_A_TIME = 32

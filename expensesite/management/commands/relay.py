@@ -6,7 +6,7 @@ import signal
 from typing import Any
 
 from outbox import reconciliation, relay
-from outbox.commands import TemporalCommand
+from temporal.base_command import TemporalCommand
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, Telemetr
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import PollerBehaviorAutoscaling, Worker
 
-from outbox.client import connect_options
-from outbox.commands import TemporalCommand
+from temporal.base_command import TemporalCommand
+from temporal.client import connect_options
 from worker import contracts
 from worker.expenses.activities import ExpenseActivities
 from worker.expenses.workflows import SampleExpenseWorkflow

@@ -6,7 +6,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from expensesite.management import server
+from expensesite import server
 
 
 class Command(BaseCommand):

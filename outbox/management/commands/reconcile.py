@@ -13,8 +13,9 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from outbox import client, delivery, reconciliation
-from outbox.commands import TemporalCommand
+from outbox import delivery, reconciliation
+from temporal import client
+from temporal.base_command import TemporalCommand
 
 # Of the table; the numbers below it count them all.
 ROWS = 1000

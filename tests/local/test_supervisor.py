@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from expensesite.management import supervisor
-from expensesite.management.supervisor import Child, Supervisor
+from local import supervisor
+from local.supervisor import Child, Supervisor
 from tests.servers import eventually
 
 

@@ -23,8 +23,9 @@ from knox.settings import CONSTANTS, knox_settings
 
 from access import groups
 from access.models import Token, password_fingerprint
-from expensesite.management import installation, server, temporal_ui
-from expensesite.management.supervisor import Supervisor
+from expensesite import server
+from local import installation, temporal_ui
+from local.supervisor import Supervisor
 from orders.services import stock_examples
 from worker.contracts import QUEUES
 

@@ -8,7 +8,7 @@ import pytest
 from django.core.handlers.wsgi import WSGIHandler
 
 from access import groups
-from access.charset import Utf8Only
+from expensesite.charset import Utf8Only
 from tests import factories
 from tests.conftest import Unchanged
 

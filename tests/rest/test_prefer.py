@@ -8,7 +8,7 @@ from django.conf import settings
 from django.test import RequestFactory
 from rest_framework.request import Request
 
-from access import prefer
+from rest import prefer
 
 
 def request(header: str | None = None) -> Request:

@@ -11,4 +11,4 @@ def digest(user: User | None, key: str) -> str:
     take it first.
     """
     whose = user and user.pk
-    return salted_hmac("access.idempotency", f"{whose}:{key}", algorithm="sha256").hexdigest()
+    return salted_hmac("rest.idempotency", f"{whose}:{key}", algorithm="sha256").hexdigest()

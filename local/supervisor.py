@@ -4,7 +4,6 @@ Knows no Django. Single-threaded, since the kernel ties a child's death to the t
 """
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -16,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
+from expensesite.processes import die_with
+
 TICK: Final = 0.2
 # A child that ends by itself so soon keeps dying: the next start waits, longer each time.
 BRIEF: Final = 5.0
@@ -24,18 +25,6 @@ STOP_GRACE: Final = 10.0
 # From then on a slow start says what it waits for.
 PATIENCE: Final = 5.0
 LARGEST_LOG: Final = 10_000_000
-
-if sys.platform == "linux":
-    _PR_SET_PDEATHSIG: Final = 1
-    _prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-
-def die_with(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Have this process get the signal when its parent, the process `parent`, ends (Linux only)."""
-    if sys.platform == "linux":
-        _prctl(_PR_SET_PDEATHSIG, number)
-        if os.getppid() != parent:  # it ended before the call
-            os.kill(os.getpid(), number)
 
 
 class Child:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from expensesite.management.temporal_ui import Refused, checked
+from local.temporal_ui import Refused, checked
 
 PORT = 8233
 

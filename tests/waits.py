@@ -1,21 +1,18 @@
 """A workflow that waits for one asynchronous activity, and the address it waits at."""
 
 import asyncio
-import io
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import pytest
-from django.core.management import CommandError, call_command
 from temporalio import activity, workflow
 from temporalio.client import Client, WorkflowHandle
 from temporalio.common import RetryPolicy
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from outbox.addresses import Address
+from temporal.addresses import Address
 
 
 @workflow.defn
@@ -47,14 +44,6 @@ class Wait:
 
 
 Waiter = Callable[..., Awaitable[Wait]]
-
-
-@pytest.fixture
-async def waiting(temporal_address: str) -> AsyncIterator[Waiter]:
-    """Start a workflow that waits: `await waiting(seconds=60, attempts=0)`."""
-    client = await Client.connect(temporal_address)
-    async with waiter(client) as start:
-        yield start
 
 
 class waiter:  # noqa: N801 (used as a context manager)
@@ -105,13 +94,3 @@ class waiter:  # noqa: N801 (used as a context manager)
 
     async def __aexit__(self, *error: Any) -> None:
         await self._worker.__aexit__(*error)
-
-
-def reconcile(*arguments: str) -> tuple[int, str]:
-    """Exit code of `manage.py reconcile` and what it says."""
-    output = io.StringIO()
-    try:
-        call_command("reconcile", *arguments, stdout=output)
-    except CommandError as error:
-        return error.returncode, output.getvalue() + str(error)
-    return 0, output.getvalue()

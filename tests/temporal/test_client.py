@@ -17,11 +17,11 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from outbox.addresses import Address, ids_in_token
-from outbox.client import Run, Temporal, Unreachable, connect_options
-from outbox.models import Outcome
-from tests.outbox.conftest import Waiter, Waiting, waiter
+from temporal.addresses import Address, ids_in_token
+from temporal.client import Run, Temporal, Unreachable, connect_options
+from temporal.outcomes import Outcome
 from tests.servers import FAST, TemporalServer
+from tests.waits import Waiter, Waiting, waiter
 
 
 @pytest.fixture(autouse=True)

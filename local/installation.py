@@ -14,12 +14,12 @@ from urllib.parse import quote
 import dotenv
 from cryptography.fernet import Fernet
 
-from expensesite.management.supervisor import die_with
+from expensesite.processes import die_with
 
 if sys.platform != "win32":
     import fcntl
 
-BASE_DIR = Path(__file__).resolve().parent.parent.parent
+BASE_DIR = Path(__file__).resolve().parent.parent
 
 # Made at the first start. The site and the relay need them; the worker and Temporal do not.
 SECRETS: Final = ("SECRET_KEY", "EXPENSES_FERNET_KEYS")

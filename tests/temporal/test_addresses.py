@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from outbox.addresses import Address, Ids, Unreadable, ids_in_token
+from temporal.addresses import Address, Ids, Unreadable, ids_in_token
 
 ADDRESS = Address(b"token \x00\xff", "workflow", "run", "1")
 

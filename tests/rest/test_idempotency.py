@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from access import idempotency
+from rest import idempotency
 from tests import factories
 
 pytestmark = pytest.mark.django_db

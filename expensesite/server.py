@@ -29,7 +29,7 @@ from waitress.parser import HTTPRequestParser
 from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import BadRequest, InternalServerError
 
-from expensesite.management.supervisor import die_with
+from expensesite.processes import die_with
 
 if sys.platform == "linux":
     import resource

@@ -15,7 +15,7 @@ from rest_framework import exceptions, views
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from access import unavailable
+from rest import unavailable
 
 log = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
-from outbox import addresses
-from outbox.models import Outcome
+from temporal import addresses
+from temporal.outcomes import Outcome
 from worker import contracts
 
 DEFAULT_ADDRESS = "localhost:7233"

@@ -5,7 +5,7 @@ The UI answers under any Host and hands out its CSRF cookie there: a page whose 
 proxy passes on to it what is addressed to the loopback name that a person types, and comes from no
 other origin.
 
-`python -m expensesite.management.temporal_ui PORT UI_HOST UI_PORT DIRECTORY COMMAND…` becomes the
+`python -m local.temporal_ui PORT UI_HOST UI_PORT DIRECTORY COMMAND…` becomes the
 command, run in the directory. The proxy is a child that it makes before, and dies with it.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
 
-from expensesite.management.supervisor import die_with
+from expensesite.processes import die_with
 
 LARGEST_HEAD: Final = 32_768
 HEAD_SECONDS: Final = 10.0
@@ -153,7 +153,7 @@ def main(port: str, ui_host: str, ui_port: str, directory: str, *command: str) -
 
 def command(port: int, ui: tuple[str, int], directory: str, temporal: Sequence[str]) -> list[str]:
     """The command that runs `temporal` in the directory, and the proxy on this port for its UI."""
-    module = [sys.executable, "-m", "expensesite.management.temporal_ui"]
+    module = [sys.executable, "-m", "local.temporal_ui"]
     return [*module, str(port), ui[0], str(ui[1]), directory, *temporal]
 
 

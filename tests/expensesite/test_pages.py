@@ -8,9 +8,10 @@ from django.contrib.auth.models import User
 from django.http import HttpResponse
 from django.test import Client, RequestFactory
 
-from access import groups, pages
+from access import groups
 from expenses import services
 from expenses.models import Expense
+from expensesite import pages
 from orders.models import StockItem
 from tests import factories
 
