@@ -6,8 +6,14 @@ from datetime import datetime, timedelta
 from django.contrib.auth.models import User
 from django.db import models
 from knox.models import AbstractAuthToken, AuthTokenManager
+from knox.settings import knox_settings
 
 from access import groups
+
+
+def is_worker(user: User) -> bool:
+    """Whether `user` is in the group Worker now."""
+    return bool(user.groups.filter(name=groups.WORKER).exists())
 
 
 def password_fingerprint(user: User) -> str:
@@ -20,7 +26,10 @@ class TokenManager(AuthTokenManager):  # type: ignore[misc]
         """Make a token that lasts for `expiry` (None: until it is revoked); also its text, which
         is not stored."""
         made: tuple[Token, str] = super().create(
-            user, expiry=expiry, password_fingerprint=password_fingerprint(user)
+            user,
+            expiry=expiry,
+            password_fingerprint=password_fingerprint(user),
+            made_for_service=is_worker(user),
         )
         return made
 
@@ -29,11 +38,13 @@ class Token(AbstractAuthToken):  # type: ignore[misc]
     """A bearer token with the rights of its user.
 
     A person's token ends with a change of the password: each use compares the fingerprint, so
-    every way of changing a password ends the tokens. A service token, whose user is in the group
-    Worker now, goes on.
+    every way of changing a password ends the tokens. A service token goes on: its user was in the
+    group Worker when it was made, and is now. A token that ended therefore stays ended, whatever
+    group its user joins later.
     """
 
     password_fingerprint = models.CharField(max_length=64, blank=True)
+    made_for_service = models.BooleanField(default=False)
     last_used_at = models.DateTimeField(null=True, blank=True)
 
     objects = TokenManager()
@@ -47,11 +58,13 @@ class Token(AbstractAuthToken):  # type: ignore[misc]
 
     @property
     def is_service(self) -> bool:
-        return bool(self.user.groups.filter(name=groups.WORKER).exists())
+        return self.made_for_service and is_worker(self.user)
 
     def refusal(self, now: datetime) -> str:
         """Why the token is not valid at `now`, in a sentence; empty for a valid token."""
-        if self.expiry and self.expiry < now:
+        # A service token without an expiry gets that of a person's when its user leaves the group.
+        expiry = self.expiry or self.created + knox_settings.TOKEN_TTL
+        if expiry < now and (self.expiry or not self.is_service):
             return "The token has expired."
         if not self.user.is_active:
             return "The user of this token is not active."

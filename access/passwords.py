@@ -8,12 +8,15 @@ from collections.abc import Callable
 from typing import Final
 
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
+from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 
 AT_ONCE: Final = 2
 RETRY_SECONDS: Final = 3
 DIFFERENT: Final = 5
+# A shorter username is in many a good password.
+SHORTEST_NAME: Final = 4
 
 _free = threading.BoundedSemaphore(AT_ONCE)
 
@@ -42,12 +45,18 @@ class Hasher(PBKDF2PasswordHasher):
 
 
 class VariedValidator:
-    """Refuses a password of very few different characters, such as `aaaaaaaaaaaa`."""
+    """Refuses a password of very few different characters, such as `aaaaaaaaaaaa`, and one that has
+    the username in it."""
 
-    def validate(self, password: str, user: object = None) -> None:
-        """Raise ValidationError for fewer than five different characters."""
+    def validate(self, password: str, user: User | None = None) -> None:
+        """Raise ValidationError for fewer than five different characters, or for the username."""
         if len(set(password)) < DIFFERENT:
             raise ValidationError(self.get_help_text(), code="password_not_varied")
+        name = user.get_username().casefold() if user else ""
+        if len(name) >= SHORTEST_NAME and name in password.casefold():
+            raise ValidationError(
+                "Your password has your username in it.", code="password_has_username"
+            )
 
     def get_help_text(self) -> str:
         return f"Your password must have at least {DIFFERENT} different characters."

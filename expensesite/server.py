@@ -12,6 +12,7 @@ import gc
 import logging
 import math
 import os
+import re
 import select
 import signal
 import socket
@@ -25,9 +26,9 @@ import waitress
 from django.core.management.base import CommandError
 from waitress.adjustments import Adjustments
 from waitress.buffers import ReadOnlyFileBasedBuffer
-from waitress.parser import HTTPRequestParser
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import ErrorTask, WSGITask
-from waitress.utilities import BadRequest, InternalServerError
+from waitress.utilities import InternalServerError
 
 from expensesite.processes import die_with
 
@@ -62,7 +63,25 @@ _LIMITS: Final[dict[str, Any]] = {
     # Open access is refused to a request that a proxy passed on, so its headers must arrive.
     "clear_untrusted_proxy_headers": False,
 }
+_TRANSFER_ENCODING: Final = re.compile(rb"^transfer-encoding:", re.I | re.M)
 _STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+
+
+class _Request(HTTPRequestParser):  # type: ignore[misc]
+    """A request whose length every proxy reads alike (RFC 9112, 6.1).
+
+    Waitress ignores Transfer-Encoding in some versions and with some values. A proxy that does not
+    would see another next request.
+    """
+
+    def parse_header(self, header_plus: bytes) -> None:
+        super().parse_header(header_plus)
+        if not _TRANSFER_ENCODING.search(header_plus):
+            return
+        if "CONTENT_LENGTH" in self.headers:
+            raise ParsingError("Send Content-Length or Transfer-Encoding, not both.")
+        if self.version != "1.1":
+            raise ParsingError("Only HTTP/1.1 has Transfer-Encoding.")
 
 
 class Connection:
@@ -81,7 +100,7 @@ class Connection:
         # where that changes from or to infinity.
         self.deadline = time.monotonic() + REQUEST_SECONDS
         self.is_ended = False
-        self._request: HTTPRequestParser | None = None
+        self._request: _Request | None = None
         self._input = b""
         self._output = bytearray()
         self._is_last = False
@@ -130,18 +149,14 @@ class Connection:
         except OSError:  # the client has gone
             return 0
 
-    def _parse(self) -> HTTPRequestParser | None:
+    def _parse(self) -> _Request | None:
         """The next request, when it is whole or refused."""
         while self._input:
             if self._request is None:
-                self._request = HTTPRequestParser(self.adj)
+                self._request = _Request(self.adj)
                 self.deadline = time.monotonic() + REQUEST_SECONDS
             request = self._request
             self._input = self._input[request.received(self._input) :]
-            if not request.completed and request.chunked and "CONTENT_LENGTH" in request.headers:
-                # A proxy that goes by the other one would see another next request (RFC 9112, 6.1).
-                request.error = BadRequest("Send Content-Length or Transfer-Encoding, not both.")
-                request.completed = True
             if request.completed:
                 self._request = None
                 if not request.empty:
@@ -152,8 +167,10 @@ class Connection:
                     self._output += b"HTTP/1.1 100 Continue\r\n\r\n"
         return None
 
-    def _answer(self, request: HTTPRequestParser) -> None:
+    def _answer(self, request: _Request) -> None:
         self._is_refused = bool(request.error)
+        if self._is_refused:
+            request.headers["CONNECTION"] = "close"  # waitress says both to HTTP/1.0 otherwise
         task = (ErrorTask if request.error else WSGITask)(self, request)
         try:
             task.service()

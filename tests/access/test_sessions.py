@@ -134,6 +134,7 @@ def test_sessions_that_have_ended_are_deleted(ada: User, clock: Any) -> None:
         ("qwertyuiop123", "This password is too common."),
         ("abababababab!", "Your password must have at least 5 different characters."),
         ("maximilian-ada", "The password is too similar to the username."),
+        ("Maximilian-Adam2Maximilian-Adam2", "Your password has your username in it."),
     ],
 )
 def test_a_weak_password_is_refused_with_the_reason(password: str, said: str) -> None:

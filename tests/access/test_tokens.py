@@ -78,6 +78,29 @@ def test_a_token_is_a_services_while_its_user_is_a_worker(worker: User) -> None:
     assert not is_valid(made)
 
 
+def test_a_token_that_ended_stays_ended_when_its_user_becomes_a_worker(ada: User) -> None:
+    """X8: a person's token never becomes a service's."""
+    made = factories.bearer(ada)
+    ada.set_password("a-new-pass-of-its")
+    ada.save()
+    ada.groups.add(Group.objects.get_or_create(name=groups.WORKER)[0])
+    assert not is_valid(made)
+
+
+def test_a_service_token_expires_90_days_after_it_was_made_where_its_user_left_the_group(
+    worker: User,
+) -> None:
+    """X8: a person's account has no token that is valid permanently."""
+    made = factories.bearer(worker)
+    Token.objects.update(expiry=None, created=datetime(2026, 1, 1, tzinfo=UTC))
+    assert is_valid(made)
+    worker.groups.set([Group.objects.get(name=groups.APPROVER)])
+    with time_machine.travel(datetime(2026, 3, 31, tzinfo=UTC)):
+        assert is_valid(made)
+    with time_machine.travel(datetime(2026, 4, 2, tzinfo=UTC)):
+        assert not is_valid(made)
+
+
 def test_signing_in_ends_no_token(ada: User, settings: Any) -> None:
     """X8: nor does a change of anything but the password."""
     settings.PASSWORD_HASHERS = ["access.passwords.Hasher"]
@@ -234,6 +257,7 @@ def test_a_user_with_tokens_can_be_deleted(ada: User) -> None:
 def test_tokens_made_before_go_on_working(ada: User, worker: User) -> None:
     """X8: those of knox's table are taken over, people's bound to their password of today; the
     users can be deleted afterwards."""
+    made_at = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
     with connection.cursor() as cursor:
         cursor.execute(
             "CREATE TABLE knox_authtoken (digest varchar(128) PRIMARY KEY, token_key varchar(25) "
@@ -244,7 +268,7 @@ def test_tokens_made_before_go_on_working(ada: User, worker: User) -> None:
         for text, user in (("of-ada", ada), ("of-worker", worker)):
             cursor.execute(
                 "INSERT INTO knox_authtoken VALUES (%s, %s, %s, NULL, %s)",
-                [hash_token(text), text, "2026-01-02 03:04:05", user.pk],
+                [hash_token(text), text, f"{made_at:%F %T}", user.pk],
             )
     MigrationExecutor(connection).migrate([("access", "0001_token")])
     executor = MigrationExecutor(connection)
@@ -252,7 +276,7 @@ def test_tokens_made_before_go_on_working(ada: User, worker: User) -> None:
 
     both = [{"Authorization": f"Bearer of-{name}"} for name in ("ada", "worker")]
     assert [is_valid(headers) for headers in both] == [True, True]
-    assert Token.objects.filter(created=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)).count() == 2
+    assert Token.objects.filter(created=made_at).count() == 2
     ada.set_password("a-new-pass-of-mine")
     ada.save()
     assert [is_valid(headers) for headers in both] == [False, True]

@@ -350,6 +350,7 @@ def _restore_user(
             user=user,
             expiry=expiry,
             password_fingerprint=password_fingerprint(user),
+            made_for_service=group == groups.WORKER,
         ).save()
 
 
