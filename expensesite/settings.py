@@ -141,10 +141,11 @@ MIDDLEWARE = [
     "csp.middleware.CSPMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "access.sessions.Middleware",
+    # Before the check of the CSRF token: a foreign request is told that it is one.
+    "access.cross_site.Middleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-    "access.cross_site.Middleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "rest.unavailable.Middleware",
     "access.passwords.Middleware",

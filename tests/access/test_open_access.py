@@ -268,6 +268,14 @@ def test_other_sites_change_nothing_elsewhere(
     assert client.session.get("_auth_user_id") == str(person.pk)
 
 
+def test_a_form_of_another_site_is_told_so() -> None:
+    """X8: the person reads that another site asked, not that the page is out of date."""
+    browser = Client(enforce_csrf_checks=True)
+    answer = browser.post("/decide", {"id": "x"}, headers={"Origin": "http://evil.example"})
+    assert answer.status_code == 403
+    assert answer.content.decode() == "Another site asked for this; nothing is done.\n"
+
+
 # Configuration
 
 
