@@ -30,7 +30,7 @@ from outbox import services as outbox
 from outbox.models import Message
 from temporal.outcomes import Outcome
 
-_NOTIFIED = (Outcome.DELIVERED, Outcome.ALREADY_COMPLETED)
+_NOTIFIED = (Outcome.DELIVERED, Outcome.ALREADY_COMPLETED, Outcome.OBSOLETE)
 
 
 @admin.register(AuditEntry)

@@ -14,7 +14,7 @@ from expenses.models import Expense, State
 from outbox import reconciliation
 from outbox import services as outbox
 from outbox.reconciliation import Comparison, Difference
-from temporal import client
+from temporal import inspection
 from worker import contracts
 
 _NOT_PAID: Final = ""
@@ -49,7 +49,7 @@ class Record(reconciliation.Record):
     run_id: str
 
 
-def judge(record: Record, run: client.Run | None, now: datetime) -> Difference | None:
+def judge(record: Record, run: inspection.Run | None, now: datetime) -> Difference | None:
     """How an expense that is not settling differs from the current run of its workflow; None
     where it does not, or where the run goes on by itself.
 
@@ -77,7 +77,7 @@ def judge(record: Record, run: client.Run | None, now: datetime) -> Difference |
     )
 
 
-def _waits(record: Record, run: client.Run, now: datetime) -> bool:
+def _waits(record: Record, run: inspection.Run, now: datetime) -> bool:
     """Whether the run waits for the decision with nothing under way that would tell it."""
     return any(
         (

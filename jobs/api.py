@@ -12,7 +12,7 @@ from access.text import TEXT_LENGTH
 from access.views import ActorView
 from jobs import services
 from rest import prefer
-from temporal import client
+from temporal import client, inspection
 from worker import contracts
 
 WAIT_SECONDS: Final = 10.0
@@ -67,7 +67,7 @@ class JobsView(ActorView):
         try:
             with prefer.wait(request, default=WAIT_SECONDS) as seconds:
                 result = services.result_of(job_id, seconds=seconds or 0)
-        except client.WorkflowFailed as error:
+        except inspection.WorkflowFailed as error:
             raise JobFailed(f"The job {job_id} failed: {error}") from error
         place = {"Location": f"{request.path.rstrip('/')}/{job_id}"}
         if result is None:

@@ -10,8 +10,7 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Any, Final
 
-from outbox import deliverer
-from temporal import client
+from temporal import client, inspection, loop
 from temporal.outcomes import Outcome
 from worker import contracts
 
@@ -51,17 +50,17 @@ def start_job(msg: str, *, fail_first_attempt: bool) -> str:
             queue=contracts.JOB_QUEUE,
         )
 
-    deliverer.ask(start)
+    loop.ask(start)
     return job_id
 
 
 def result_of(job_id: str, *, seconds: float) -> Any:
     """What the job returned; None where that is not known after `seconds`.
 
-    Raises client.WorkflowFailed where it ended without a result.
+    Raises inspection.WorkflowFailed where it ended without a result.
     """
     try:
-        return deliverer.ask(lambda temporal: temporal.result(job_id), seconds=seconds)
+        return loop.ask(lambda temporal: inspection.result_of(temporal, job_id), seconds=seconds)
     except client.Unreachable:
         return None
 
@@ -69,15 +68,15 @@ def result_of(job_id: str, *, seconds: float) -> Any:
 def run_of(workflow_id: str) -> Run | None:
     """The current run under this id, an expense's and an order's included (requirements J2); None
     where Temporal knows none, or another's. Raises client.Unreachable."""
-    execution = deliverer.ask(lambda temporal: temporal.execution_of(workflow_id))
-    if execution is None or execution.type not in contracts.WORKFLOWS:
+    run = loop.ask(lambda temporal: inspection.run_with_history(temporal, workflow_id))
+    if run is None or run.type not in contracts.WORKFLOWS:
         return None
-    match execution.status:
+    match run.status:
         case "running" | "paused":
             status, reason = Status.RUNNING, None
         case "completed":
             status, reason = Status.COMPLETED, None
         case end:
-            words = (end.replace("canceled", "cancelled"), execution.cause)
+            words = (end.replace("canceled", "cancelled"), run.cause)
             status, reason = Status.FAILED, ": ".join(filter(None, words))
-    return Run(status, execution.started_at, execution.ended_at, execution.attempt, reason)
+    return Run(status, run.started_at, run.ended_at, run.attempt, reason)

@@ -25,10 +25,9 @@ from approvals import services as approvals
 from approvals.models import VERDICT_OF_VERB, Route
 from orders import fulfilment, integrations, services
 from orders.models import Order, OrderStep, State
-from outbox import deliverer
 from rest import idempotency
 from rest.problems import Conflict, TooMany
-from temporal import client
+from temporal import client, inspection, loop
 from worker import contracts
 
 LARGEST_QUANTITY: Final = 1_000_000
@@ -514,8 +513,8 @@ def _is_free(workflow_id: str) -> bool:
     if Order.objects.filter(workflow_id=workflow_id).exists():
         return False
     try:
-        run = deliverer.ask(
-            lambda temporal: temporal.run_of(workflow_id, results=()), seconds=client.CALL_SECONDS
+        run = loop.ask(
+            lambda temporal: inspection.run_of(temporal, workflow_id), seconds=client.CALL_SECONDS
         )
     except client.Unreachable:
         return True

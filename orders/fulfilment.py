@@ -21,9 +21,8 @@ from approvals import services as approvals
 from approvals.models import AuditEntry, Route, Verdict
 from orders import integrations, services
 from orders.models import UNDONE, Order, OrderStep, State
-from outbox import deliverer
 from outbox import services as outbox
-from temporal import client
+from temporal import client, inspection, loop
 from worker import contracts
 
 log = logging.getLogger(__name__)
@@ -304,11 +303,12 @@ def _settle_approval(
             )
 
 
-def _signals(order: Order) -> client.Signals:
+def _signals(order: Order) -> inspection.Signals:
     """The signals to the run of the order's attempt that were not refused before."""
     try:
-        return deliverer.ask(
-            lambda temporal: temporal.signals_of(
+        return loop.ask(
+            lambda temporal: inspection.signals_of(
+                temporal,
                 order.workflow_id,
                 memo=services.memo(order),
                 names=_VERDICT_OF.keys(),
@@ -317,10 +317,10 @@ def _signals(order: Order) -> client.Signals:
             seconds=client.CALL_SECONDS,
         )
     except client.Unreachable:
-        return client.Signals(complete=False)
+        return inspection.Signals(complete=False)
 
 
-def _is_decided_by(signals: client.Signals, order: Order, now: datetime) -> bool:
+def _is_decided_by(signals: inspection.Signals, order: Order, now: datetime) -> bool:
     """Decide as the first signal says, where signals may; else audit each of them, once.
 
     Which signals may is a rule about the order, so where the first is refused, all are.
@@ -343,7 +343,7 @@ def _is_decided_by(signals: client.Signals, order: Order, now: datetime) -> bool
     return True
 
 
-def _refuse(signals: client.Signals, order: Order, refusal: str, now: datetime) -> None:
+def _refuse(signals: inspection.Signals, order: Order, refusal: str, now: datetime) -> None:
     with transaction.atomic(durable=True):
         # A request that reads the same signals now or later finds that they were refused. A
         # decision that was taken meanwhile is delivered by a signal, which is none to refuse.
@@ -365,7 +365,7 @@ def _refuse(signals: client.Signals, order: Order, refusal: str, now: datetime) 
                 )
 
 
-def _sender(signal: client.Signal) -> actors.Actor:
+def _sender(signal: inspection.Signal) -> actors.Actor:
     """Who signalled, as far as that is known: a client of Temporal names itself as it likes."""
     claimed = "".join(one if one.isprintable() else "?" for one in signal.sender[:_CLAIM_LENGTH])
     return actors.Actor(None, f"signal ({claimed})" if claimed else "signal")

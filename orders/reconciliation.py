@@ -19,7 +19,7 @@ from orders.models import FINAL, Order, State
 from outbox import reconciliation
 from outbox import services as outbox
 from outbox.reconciliation import Comparison, Difference
-from temporal import client
+from temporal import inspection
 from worker import contracts
 
 _OPEN: Final = (State.PENDING, State.RUNNING, State.COMPENSATING)
@@ -44,7 +44,7 @@ class Record(reconciliation.Record):
     order_id: str
 
 
-def judge(record: Record, run: client.Run | None, now: datetime) -> Difference | None:
+def judge(record: Record, run: inspection.Run | None, now: datetime) -> Difference | None:
     """How an order that is not settling differs from the current run of its workflow; None where it
     does not, or where the run goes on by itself.
 

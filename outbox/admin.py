@@ -1,4 +1,4 @@
-"""What waits for delivery, why, and what became of the rest, for operators (requirements X6)."""
+"""The admin of messages: which wait for delivery, why, and how others ended (requirements X6)."""
 
 import math
 from collections.abc import Callable
@@ -21,16 +21,16 @@ from unfold.decorators import action, display
 
 from access.admin import OwnFiltersList, ReadOnlyAdmin
 from outbox import delivery, health, services, subjects
-from outbox.models import NEEDS_ATTENTION, Message
+from outbox.models import ALARMING, NEEDS_ATTENTION, Message
 from temporal.outcomes import Outcome
 
 RETRY: Final = "outbox.retry_message"
-# The parameter that says which messages are listed.
+# The query parameter that names one of the listings.
 SHOW: Final = "show"
 
 
 class Explanation(NamedTuple):
-    """An outcome in words: what it means, and what a person does about it ("": nothing)."""
+    """An outcome in words: its meaning, and what a person can do about it ("": nothing)."""
 
     badge: str
     meaning: str
@@ -41,84 +41,85 @@ EXPLANATIONS: dict[Outcome | None, Explanation] = {
     None: Explanation(
         "waiting",
         "It is not delivered yet.",
-        "Mend what the last error names, if anything: it is tried again by itself, for as long as "
-        "it takes. Retry now tries it at once.",
+        "Fix the cause shown in the last error; delivery retries automatically. Retry now tries "
+        "immediately.",
     ),
     Outcome.DELIVERED: Explanation("delivered", "Temporal has it."),
     Outcome.ALREADY_COMPLETED: Explanation(
         "already there", "Temporal had it already, with the same value."
     ),
+    Outcome.OBSOLETE: Explanation(
+        "obsolete",
+        "It was not needed any more: something newer replaced it, or its workflow had ended.",
+    ),
     Outcome.CONFLICT: Explanation(
         "conflict",
-        "It was completed elsewhere with another value, and the workflow went on with that.",
-        "Compare the record with its run in Temporal. Where the record is right, reset the run to "
-        "its start; then retry.",
+        "It was completed elsewhere with another value, and the workflow went on with that value.",
+        "Compare the record with its run in Temporal. If the record is right, reset the run to its "
+        "start, then retry.",
     ),
     Outcome.UNDELIVERABLE: Explanation(
         "undeliverable",
         "Nobody waits for it any more: the workflow has ended, or Temporal does not know it.",
-        "Look at its run in Temporal. Where the workflow is to go on, reset or start it again: it "
-        "is told when it registers.",
+        "Look at its run in Temporal. If the workflow should go on, reset it or start it again: it "
+        "gets the decision when it registers.",
     ),
     Outcome.DEAD: Explanation(
         "unreadable",
         "Temporal cannot read the stored address.",
-        "Reset the run in Temporal to its start, so that it registers where it waits; it is told "
-        "then.",
+        "Reset the run in Temporal to its start: it registers again and gets the decision.",
     ),
 }
 _LINK = '<a class="text-primary-600 underline dark:text-primary-500" href="{}">{}</a>'
 _UNBROKEN = '<span class="whitespace-nowrap">{}</span>'
-_DELIVERED = (Outcome.DELIVERED, Outcome.ALREADY_COMPLETED)
-_LISTINGS = [
-    ("open", "Open"),
-    ("waiting", "Waiting"),
-    ("attention", "Needs attention"),
-    ("delivered", "Delivered"),
-    ("all", "All"),
-]
-_SHOWN: dict[str, Callable[[QuerySet[Message]], QuerySet[Message]]] = {
-    # A union, since SQLite uses neither partial index for a disjunction of the two.
-    "open": lambda all_: all_.filter(
-        pk__in=Message.objects.filter(settled_at=None)
-        .values("pk")
-        .union(Message.objects.filter(NEEDS_ATTENTION).values("pk"))
+_DONE = (Outcome.DELIVERED, Outcome.ALREADY_COMPLETED, Outcome.OBSOLETE)
+# What the list can show: the words of the link, and the messages.
+_LISTINGS: dict[str, tuple[str, Callable[[QuerySet[Message]], QuerySet[Message]]]] = {
+    "open": (
+        "Open",
+        # A union, since SQLite uses neither partial index for a disjunction of the two.
+        lambda messages: messages.filter(
+            pk__in=Message.objects.filter(settled_at=None)
+            .values("pk")
+            .union(Message.objects.filter(NEEDS_ATTENTION).values("pk"))
+        ),
     ),
-    "waiting": lambda all_: all_.filter(settled_at=None),
-    "attention": lambda all_: all_.filter(NEEDS_ATTENTION),
-    "delivered": lambda all_: all_.filter(outcome__in=_DELIVERED),
-    "all": lambda all_: all_,
+    "waiting": ("Waiting", lambda messages: messages.filter(settled_at=None)),
+    "attention": ("Needs attention", lambda messages: messages.filter(NEEDS_ATTENTION)),
+    "done": ("Done", lambda messages: messages.filter(outcome__in=_DONE)),
+    "all": ("All", lambda messages: messages),
 }
 
 
 class MessageList(OwnFiltersList):
-    """What is open comes first; a search looks at everything."""
+    """Shows the open messages by default; a search looks at all messages."""
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
         found: dict[str, Any] = super().get_filters_params(params)
         return {name: value for name, value in found.items() if name != SHOW}
 
     def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> QuerySet[Message]:
-        return _SHOWN[_shown(request)](super().get_queryset(request, *args, **kwargs))
+        _, narrow = _LISTINGS[_shown(request)]
+        return narrow(super().get_queryset(request, *args, **kwargs))
 
 
 def _colour(outcome: str | None) -> str:
     if outcome is None:
         return "warning"
-    return "success" if outcome in _DELIVERED else "danger"
+    return "success" if outcome in _DONE else "danger"
 
 
 def _shown(request: HttpRequest) -> str:
     default = "all" if request.GET.get(SEARCH_VAR) else "open"
     shown = request.GET.get(SHOW, default)
-    return shown if shown in _SHOWN else default
+    return shown if shown in _LISTINGS else default
 
 
 @admin.register(Message)
 class MessageAdmin(ReadOnlyAdmin):
     list_display_links: ClassVar = ["message"]
     list_before_template = "admin/outbox/message/summary.html"
-    # A list sorted by anything else reads every message there is.
+    # Another order would read every message in the table.
     sortable_by: ClassVar[list[str]] = []
     search_fields: ClassVar = ["key"]
     show_full_result_count = False
@@ -146,22 +147,23 @@ class MessageAdmin(ReadOnlyAdmin):
             name = truncatechars(subject.name, 40)
             return format_html(_LINK, url, name) if url else name
 
-        return ["message", about, "delivery", "age", "attempts", "next_try", "why"]
+        return ["message", about, "badge", "age", "attempts", "next_try", "why"]
 
     def get_ordering(self, request: HttpRequest) -> list[str]:
-        """Of what is open, the oldest first; of everything, the newest."""
-        return ["-pk"] if _shown(request) in ("delivered", "all") else ["created_at", "pk"]
+        """The oldest open message first; of done and all messages, the newest first."""
+        return ["-pk"] if _shown(request) in ("done", "all") else ["created_at", "pk"]
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[MessageList]:
         return MessageList
 
-    # What is shown.
-
     def message(self, message: Message) -> str:
         return format_html(_UNBROKEN, subjects.of(message.key).words)
 
-    @display(label={text.badge: _colour(outcome) for outcome, text in EXPLANATIONS.items()})
-    def delivery(self, message: Message) -> str:
+    @display(
+        description="delivery",
+        label={text.badge: _colour(outcome) for outcome, text in EXPLANATIONS.items()},
+    )
+    def badge(self, message: Message) -> str:
         return _explained(message).badge
 
     def age(self, message: Message) -> str:
@@ -180,9 +182,11 @@ class MessageAdmin(ReadOnlyAdmin):
         return f"in {seconds} s" if seconds > 0 else "now"
 
     def why(self, message: Message) -> str:
-        if message.outcome is not None:
-            return "" if message.outcome in _DELIVERED else message.get_outcome_display()
-        return truncatechars(message.last_error, 80) or "waits for its turn"
+        if message.outcome in ALARMING:
+            return message.get_outcome_display()
+        if message.outcome is None and not message.last_error:
+            return "waits for its turn"
+        return truncatechars(message.last_error, 80)
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
@@ -198,7 +202,7 @@ class MessageAdmin(ReadOnlyAdmin):
                 for outcome, count in attention.items()
                 if count
             ],
-            "listings": _LISTINGS,
+            "listings": [(name, label) for name, (label, _) in _LISTINGS.items()],
             "shown": _shown(request),
         }
         response: HttpResponse = super().changelist_view(
@@ -221,7 +225,7 @@ class MessageAdmin(ReadOnlyAdmin):
             "colour": _colour(obj.outcome),
             "subject": subject,
             "subject_url": _url(subject, request),
-            "may_retry": self.has_retry_permission(request) and obj.outcome not in _DELIVERED,
+            "may_retry": self.has_retry_permission(request) and obj.outcome not in _DONE,
             "retries": _retries().filter(object_id=obj.pk).select_related("user"),
         }
         response: HttpResponse = super().render_change_form(
@@ -229,14 +233,12 @@ class MessageAdmin(ReadOnlyAdmin):
         )
         return response
 
-    # What is done.
-
     @action(description="Retry now", permissions=["retry"])
     def retry(self, request: HttpRequest, queryset: QuerySet[Message]) -> HttpResponse | None:
         with transaction.atomic():
-            # In the order in which deliveries settle, so that the two do not deadlock.
+            # Deliveries settle in this order too, so that the two do not deadlock.
             chosen = list(queryset.order_by("pk").select_for_update())
-            again = [message for message in chosen if message.outcome not in _DELIVERED]
+            again = [message for message in chosen if message.outcome not in _DONE]
             services.retry(queryset, now=delivery.database_now())
             LogEntry.objects.log_actions(
                 request.user.pk,  # type: ignore[arg-type]
@@ -246,8 +248,8 @@ class MessageAdmin(ReadOnlyAdmin):
             )
         if again:
             messages.success(request, f"{len(again)} re-queued; the relay tries at once.")
-        if delivered := len(chosen) - len(again):
-            messages.info(request, f"{delivered} already delivered, left alone.")
+        if done := len(chosen) - len(again):
+            messages.info(request, f"{done} already done, left alone.")
         if chosen and "from_its_page" in request.POST:
             return redirect("admin:outbox_message_change", chosen[0].pk)
         return None

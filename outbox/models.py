@@ -35,9 +35,9 @@ class Message(models.Model):
     outcome = models.CharField(max_length=20, choices=Outcome, null=True)  # noqa: DJ001
     settled_at = models.DateTimeField(null=True)
 
-    # Set on the instance that this process delivers: its report, once settled; None when it is
-    # to be tried again.
-    delivery: "Future[Outcome | None] | None" = None
+    # Set on the instance that this process delivers: the outcome once the attempt is settled, None
+    # where another attempt follows.
+    report: "Future[Outcome | None] | None" = None
 
     class Meta:
         permissions = [("retry_message", "Can retry a delivery")]

@@ -19,7 +19,7 @@ from django.db import DatabaseError, close_old_connections
 from django.db.models import QuerySet
 
 from outbox import delivery
-from temporal import client
+from temporal import client, inspection
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Comparison(Generic[R]):
 
     rows: Callable[[], QuerySet[Any]]
     read: Callable[[QuerySet[Any]], list[R]]
-    judge: Callable[[R, client.Run | None, datetime], Difference | None]
+    judge: Callable[[R, inspection.Run | None, datetime], Difference | None]
     results: Sequence[str] = ()
     # The type of the workflows, and the states of the records that are suspect in the relay's
     # look: where the workflow runs, where it ended without a result, where it completed lately.
@@ -130,7 +130,7 @@ class Comparison(Generic[R]):
             ),
             (f"{status} = 'Completed' AND CloseTime > '{since}'", self.suspect_after_completion),
         ):
-            async for workflow_ids in temporal.workflow_ids(query):
+            async for workflow_ids in inspection.workflow_ids(temporal, query):
                 records = await self._read(workflow_id__in=workflow_ids, state__in=states)
                 suspected = [record for record in records if not record.is_settling(now)]
                 sample = random.sample(suspected, min(len(suspected), SAMPLE))
@@ -144,7 +144,7 @@ class Comparison(Generic[R]):
 
         async def difference(record: R) -> Difference | None:
             async with slots:
-                run = await temporal.run_of(record.workflow_id, results=self.results)
+                run = await inspection.run_of(temporal, record.workflow_id, results=self.results)
             return self.judge(record, run, now)
 
         found = dict(zip(records, await asyncio.gather(*map(difference, records)), strict=True))

@@ -57,7 +57,7 @@ def enqueue_again(kind: str, key: str, payload: dict[str, Any]) -> bool:
 def supersede(key: str) -> None:
     """The message ended with an alarm, and its effect comes about in another way."""
     Message.objects.filter(NEEDS_ATTENTION, key=key).update(
-        outcome=Outcome.ALREADY_COMPLETED, last_error="Superseded: the workflow is started again."
+        outcome=Outcome.OBSOLETE, last_error="Superseded: the workflow is started again."
     )
 
 
@@ -65,7 +65,7 @@ def settle(keys: Iterable[str], *, why: str) -> None:
     """What the messages with these keys were to say is known to their workflow: they need neither
     another attempt nor attention. An attempt under way changes nothing any more."""
     Message.objects.filter(Q(settled_at=None) | NEEDS_ATTENTION, key__in=keys).update(
-        outcome=Outcome.ALREADY_COMPLETED,
+        outcome=Outcome.OBSOLETE,
         settled_at=Coalesce("settled_at", delivery.database_now(), output_field=DateTimeField()),
         last_error=why,
     )
@@ -97,8 +97,8 @@ def wait_for_report(messages: Iterable[Message]) -> list[Outcome | None]:
 
     Returns at once where none is under way, as while Temporal is known to be down.
     """
-    deliveries = [message.delivery for message in messages]
-    under_way = [delivery for delivery in deliveries if delivery is not None]
+    reports = [message.report for message in messages]
+    under_way = [report for report in reports if report is not None]
     if under_way:
         concurrent.futures.wait(under_way, timeout=REPORT_SECONDS)
-    return [one.result() if one is not None and one.done() else None for one in deliveries]
+    return [report.result() if report is not None and report.done() else None for report in reports]

@@ -1,135 +1,81 @@
-"""The one home of Temporal calls on the site.
+"""The connection to Temporal, and the calls that change something there.
 
 Errors are classified by gRPC status and detail type, never by message. A call that may or may not
-have been applied raises Unreachable: the caller tries again, and NOT_FOUND then asks the server
+have been applied raises Unreachable. The caller tries again, and the next attempt asks the server
 what happened.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, NoReturn
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
+from typing import Any
 
 from temporalio import common
-from temporalio.api import enums
 from temporalio.api.common.v1 import Payload, WorkflowExecution
-from temporalio.api.enums.v1 import EventType
+from temporalio.api.enums.v1 import EventType, WorkflowExecutionStatus
 from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.api.workflow.v1 import PendingActivityInfo
-from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
-from temporalio.client import (
-    Client,
-    WorkflowExecutionDescription,
-    WorkflowExecutionStatus,
-    WorkflowFailureError,
-    WorkflowHandle,
-    WorkflowHistoryEventFilterType,
+from temporalio.api.workflowservice.v1 import (
+    DescribeWorkflowExecutionRequest,
+    DescribeWorkflowExecutionResponse,
 )
+from temporalio.client import Client, WorkflowHandle
 from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from temporal import addresses
 from temporal.outcomes import Outcome
-from worker import contracts
 
 DEFAULT_ADDRESS = "localhost:7233"
 CALL_SECONDS = 2.0
-# The longest time to read the signals of a run, and how many of its first events are looked at.
-# Somebody who floods a run with signals can make the read neither slow nor costly.
-SIGNALS_SECONDS = 1.5
-SIGNALS_EVENTS = 1000
-# Of a page of the visibility store, which may be another machine's.
-PAGE_SECONDS = 10.0
-PAGE_SIZE = 1000
 
-# Without it the SDK repeats a call to a dead server for 9 s; rpc_timeout counts per attempt.
+# Without these limits the SDK repeats a call to a dead server for 9 s; rpc_timeout counts per
+# attempt.
 _RETRIES = RetryConfig(max_retries=2, max_elapsed_time_millis=2000)
+_RUNNING = WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING
+_COMPLETED = WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_COMPLETED
+_CANCELED = WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_CANCELED
+_PAUSED = WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_PAUSED
 _ENDED_UNANSWERED = (
     EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED,
     EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT,
     EventType.EVENT_TYPE_ACTIVITY_TASK_CANCELED,
 )
+_SILENT = (
+    RPCStatusCode.CANCELLED,
+    RPCStatusCode.DEADLINE_EXCEEDED,
+    RPCStatusCode.UNAVAILABLE,
+)
+
+Description = DescribeWorkflowExecutionResponse
 
 
 class Unreachable(Exception):
-    """The call had no certain answer; try again. `down` says that the server did not answer at
-    all, so that others need not try now."""
+    """The call had no certain answer; try again.
 
-    def __init__(self, text: str, *, down: bool = True) -> None:
+    `down` is True where the server did not answer at all, so that others need not ask now.
+    `status` is the server's answer, None where it gave none or does not know the namespace.
+    """
+
+    def __init__(
+        self, text: str, *, down: bool = True, status: RPCStatusCode | None = None
+    ) -> None:
         self.down = down
+        self.status = status
         super().__init__(text)
 
 
-class Paused(Unreachable):
-    """Somebody paused the workflow in Temporal."""
-
-    def __init__(self) -> None:
-        super().__init__("The workflow is paused in Temporal.", down=False)
-
-
-class WorkflowFailed(Exception):
-    """The workflow ended without a result; the text is its cause."""
-
-
-@dataclass(frozen=True)
-class OpenActivity:
-    """An activity that is scheduled and not ended; `scheduled_at` is that of its last attempt."""
-
-    id: str
-    type: str
-    scheduled_at: datetime
-
-
-@dataclass(frozen=True)
-class Run:
-    """The current run of a workflow, by its id: `status` by the server's name ("running", "paused",
-    "completed", "failed", "canceled", "terminated", "timed out"), what it waits for while it runs,
-    and what it returned, as far as that is one of the values asked for."""
-
-    id: str
-    status: str
-    waits_for: tuple[OpenActivity, ...] = ()
-    returned: str | None = None
-    # It runs, and waits for a signal or a timer alone: no worker has anything to do for it.
-    idle: bool = False
-
-
-@dataclass(frozen=True)
-class Execution:
-    """The current run of a workflow: its type, `status` by the server's name as in :class:`Run`,
-    the highest attempt of any of its activities that began (0: none did), and why it failed or was
-    terminated, where that was said. The times are UTC."""
-
-    type: str
-    status: str
-    started_at: datetime
-    ended_at: datetime | None
-    attempt: int
-    cause: str
-
-
-@dataclass(frozen=True)
-class Signal:
-    """A signal in the history of a run. `reason` is its first argument as a text that can be
-    stored, "" where that is unreadable; `sender` is the identity that the client claimed."""
-
-    event_id: int
-    name: str
-    reason: str
-    sender: str
-
-
-@dataclass(frozen=True)
-class Signals:
-    """Signals of a run, oldest first. `complete` is False where Temporal did not answer in full:
-    there may be more."""
-
-    run_id: str = ""
-    found: tuple[Signal, ...] = ()
-    complete: bool = True
+@contextlib.asynccontextmanager
+async def bounded(seconds: float | None = None) -> AsyncIterator[None]:
+    """Give the calls inside `seconds`, :data:`CALL_SECONDS` by default. Raises Unreachable."""
+    try:
+        async with asyncio.timeout(CALL_SECONDS if seconds is None else seconds):
+            yield
+    except RPCError as error:
+        raise _unanswered(error) from error
+    except (RuntimeError, TimeoutError) as error:
+        raise Unreachable("Temporal does not answer.") from error
 
 
 def connect_options() -> dict[str, Any]:
@@ -146,9 +92,9 @@ def connect_options() -> dict[str, Any]:
 
 
 class Temporal:
-    """Bounded calls over one lazily made connection.
+    """Bounded calls over one connection, which the first call makes.
 
-    Make one per process and event loop, after any fork; making it connects to nothing.
+    Make one per process and event loop, after any fork. Making it connects to nothing.
     """
 
     def __init__(self) -> None:
@@ -164,45 +110,87 @@ class Temporal:
                 self._connecting.add_done_callback(
                     lambda task: task.cancelled() or task.exception()
                 )
-            # One attempt answers all who wait.
+            # All who wait share one attempt.
             self._client = await asyncio.shield(self._connecting)
         return self._client
+
+    async def describe(self, workflow_id: str, run_id: str = "") -> Description | None:
+        """Describe the workflow's current run, or the run with this id.
+
+        None where the server knows no such run, or no longer (retention). Raises Unreachable.
+        """
+        client = await self.client()
+        request = DescribeWorkflowExecutionRequest(
+            namespace=client.namespace,
+            execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
+        )
+        try:
+            async with bounded():
+                # The SDK's own describe() fails on the status of a paused workflow.
+                return await client.workflow_service.describe_workflow_execution(
+                    request, retry=True
+                )
+        except Unreachable as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+
+    async def history(self, workflow_id: str, run_id: str) -> list[HistoryEvent]:
+        """The events of a run, oldest first. Raises Unreachable."""
+        handle = (await self.client()).get_workflow_handle(workflow_id, run_id=run_id)
+        async with bounded():
+            return [event async for event in handle.fetch_history_events()]
+
+    async def encoded(self, *values: Any) -> list[Payload]:
+        """The values as this site sends them.
+
+        Compare payloads, and decode none: what another client wrote may not be readable here.
+        """
+        return await (await self.client()).data_converter.encode(values)
+
+    async def has_memo(self, description: Description, memo: dict[str, Any]) -> bool:
+        """Whether the described run has exactly this memo."""
+        wanted = dict(zip(memo, await self.encoded(*memo.values()), strict=True))
+        return wanted == dict(description.workflow_execution_info.memo.fields)
 
     async def complete_activity(self, address: addresses.Address, value: str) -> Outcome:
         """Complete the activity that waits at `address` with `value` (requirements E9).
 
         The token first; where the server does not know it, by ids, after asking what became of
-        the activity (design rule 3). Raises Unreachable.
+        the activity. Raises Unreachable.
         """
         try:
             await self._complete(value, task_token=address.token)
-        except RPCError as error:
-            if error.status is RPCStatusCode.INVALID_ARGUMENT:
-                if not address.workflow_id:
-                    return Outcome.DEAD
-            elif error.status is not RPCStatusCode.NOT_FOUND or (
-                _is_unknown_namespace(error) and not address.workflow_id
-            ):
-                _raise_unreachable(error)
+        except Unreachable as error:
+            if error.status is RPCStatusCode.INVALID_ARGUMENT and not address.workflow_id:
+                return Outcome.DEAD
+            if error.status not in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.NOT_FOUND):
+                raise
             return await self._complete_by_ids(address, value)
         return Outcome.DELIVERED
 
     async def complete_wait(
         self, workflow_id: str, activity_type: str, argument: str, value: str, *, started: bool
     ) -> Outcome:
-        """Complete the activity of this type and argument, though nobody registered where it waits.
+        """Complete the activity of this type and argument, though nobody registered its address.
 
-        A server or a worker that is killed may lose the task before it registers; no attempt does
-        then until this one times out, minutes later. The argument tells the wait from that of
-        another run, for which the workflow id serves by now (requirements X7). `started` is False
-        where the workflow's start was still under way when this was asked for. Raises Unreachable.
+        A server or a worker that is killed may lose the task before it registers. No attempt
+        follows until the lost one times out, minutes later. The argument tells the wait from that
+        of another run, for which the workflow id serves by now (requirements X7). `started` is
+        False where the start of the workflow was still under way when the caller decided. Raises
+        Unreachable.
         """
-        description = await self._describe(workflow_id)
+        description = await self.describe(workflow_id)
         if description is None:
-            if not started:
-                raise Unreachable("The workflow is not started yet.", down=False)
-            return Outcome.UNDELIVERABLE
-        waits = await self._scheduled(description, activity_type, argument)
+            return _not_there(started=started)
+        wanted = await self.encoded(argument)
+        waits = {
+            scheduled.activity_id
+            for event in await self.history(workflow_id, _run_id(description))
+            if (scheduled := event.activity_task_scheduled_event_attributes).activity_type.name
+            == activity_type
+            and list(scheduled.input.payloads) == wanted
+        }
         return await self._complete_in(description, waits, value)
 
     async def start_workflow(
@@ -215,16 +203,16 @@ class Temporal:
         exist_ok: bool = True,
         memo: dict[str, Any] | None = None,
     ) -> Outcome:
-        """Start a workflow under its id, anew where the last run failed; ALREADY_COMPLETED where
-        one was completed, or (unless `exist_ok`) runs, under it.
+        """Start a workflow under its id; start it again where the last run failed.
 
-        With a `memo`, which tells the runs under an id apart, another run that was completed is a
-        CONFLICT, and the end of one that runs is waited for. Raises Unreachable.
+        ALREADY_COMPLETED where a run under the id was completed or (unless `exist_ok`) still runs.
+        A `memo` distinguishes the runs under one id: another run that was completed is a CONFLICT,
+        and another run that has not ended raises Unreachable. Raises Unreachable.
         """
         client = await self.client()
         join = exist_ok and memo is None
         try:
-            async with asyncio.timeout(CALL_SECONDS):
+            async with bounded():
                 await client.start_workflow(
                     workflow,
                     argument,
@@ -240,27 +228,7 @@ class Temporal:
             return (
                 await self._started_before(workflow_id, memo) if memo else Outcome.ALREADY_COMPLETED
             )
-        except (RPCError, RuntimeError, TimeoutError) as error:
-            _raise_unreachable(error)
         return Outcome.DELIVERED
-
-    async def _started_before(self, workflow_id: str, memo: dict[str, Any]) -> Outcome:
-        """Whether the run under this id is the one with this memo."""
-        description = await self._describe(workflow_id)
-        if await self._has_memo(description, memo):
-            return Outcome.ALREADY_COMPLETED
-        if description is not None and description.status is WorkflowExecutionStatus.COMPLETED:
-            return Outcome.CONFLICT
-        # One that has failed since leaves its id.
-        raise Unreachable("Another run under its workflow id has not ended.", down=False)
-
-    async def _has_memo(
-        self, description: WorkflowExecutionDescription | None, memo: dict[str, Any]
-    ) -> bool:
-        # Not decoded: what another client wrote may not be readable here.
-        encode = (await self.client()).data_converter.encode
-        wanted = {name: (await encode([value]))[0] for name, value in memo.items()}
-        return description is not None and wanted == dict(description.raw_info.memo.fields)
 
     async def signal_workflow(
         self,
@@ -271,11 +239,11 @@ class Temporal:
         memo: dict[str, Any],
         started: bool,
     ) -> Outcome:
-        """Signal the run with this memo, at least once; ALREADY_COMPLETED where it came to its end
-        without.
+        """Signal the run with this memo, at least once; OBSOLETE where it has completed or was
+        cancelled.
 
-        `started` is False where the start of the run was still under way when this was asked for:
-        it is waited for then. Raises Unreachable.
+        `started` is False where the start of the run was still under way when the caller decided:
+        a run that is not there is then Unreachable. Raises Unreachable.
         """
         return await self._tell(
             workflow_id, memo, started, lambda handle: handle.signal(signal, argument)
@@ -287,6 +255,17 @@ class Temporal:
         """Ask the run with this memo to cancel itself; otherwise as :meth:`signal_workflow`."""
         return await self._tell(workflow_id, memo, started, lambda handle: handle.cancel())
 
+    async def _started_before(self, workflow_id: str, memo: dict[str, Any]) -> Outcome:
+        """Whether the run under this id is the one with this memo."""
+        description = await self.describe(workflow_id)
+        if description is not None:
+            if await self.has_memo(description, memo):
+                return Outcome.ALREADY_COMPLETED
+            if description.workflow_execution_info.status == _COMPLETED:
+                return Outcome.CONFLICT
+        # If that run has failed meanwhile, its id is free and the next attempt starts the workflow.
+        raise Unreachable("Another run under its workflow id has not ended.", down=False)
+
     async def _tell(
         self,
         workflow_id: str,
@@ -294,296 +273,72 @@ class Temporal:
         started: bool,
         call: Callable[[WorkflowHandle[Any, Any]], Awaitable[None]],
     ) -> Outcome:
-        # Asked first: a closed workflow accepts its cancellation, and the id may serve another.
-        description = await self._describe(workflow_id)
-        if description is None or not await self._has_memo(description, memo):
-            if not started:
-                raise Unreachable("The workflow is not started yet.", down=False)
-            return Outcome.UNDELIVERABLE
-        if description.status is not WorkflowExecutionStatus.RUNNING:
-            came_to_its_end = description.status in (
-                WorkflowExecutionStatus.COMPLETED,
-                WorkflowExecutionStatus.CANCELED,
-            )
-            return Outcome.ALREADY_COMPLETED if came_to_its_end else Outcome.UNDELIVERABLE
-        handle = (await self.client()).get_workflow_handle(workflow_id, run_id=description.run_id)
-        try:
-            async with asyncio.timeout(CALL_SECONDS):
-                await call(handle)
-        except (RPCError, RuntimeError, TimeoutError) as error:
-            # NOT_FOUND: it ended since the description. The next attempt asks.
-            _raise_unreachable(error)
+        # Described first: a closed workflow accepts a cancellation, and the id may serve another
+        # run.
+        description = await self.describe(workflow_id)
+        if description is None or not await self.has_memo(description, memo):
+            return _not_there(started=started)
+        if not _is_running(description):
+            finished = description.workflow_execution_info.status in (_COMPLETED, _CANCELED)
+            return Outcome.OBSOLETE if finished else Outcome.UNDELIVERABLE
+        handle = (await self.client()).get_workflow_handle(workflow_id, run_id=_run_id(description))
+        # NOT_FOUND: the run ended since the description. The next attempt asks.
+        async with bounded():
+            await call(handle)
         return Outcome.DELIVERED
 
-    async def result(self, workflow_id: str) -> Any:
-        """What the workflow returned, however long it takes. Raises WorkflowFailed."""
-        while True:
-            try:
-                return await (await self.client()).get_workflow_handle(workflow_id).result()
-            except WorkflowFailureError as error:
-                cause: BaseException = error
-                while cause.__cause__ is not None:
-                    cause = cause.__cause__
-                raise WorkflowFailed(str(cause)) from error
-            except (RPCError, RuntimeError, Unreachable):
-                await asyncio.sleep(1)
-
-    async def run_of(self, workflow_id: str, *, results: Sequence[str]) -> Run | None:
-        """The current run under this id; None where the server knows none (any more).
-
-        `results` are those that :attr:`Run.returned` tells from others. Raises Unreachable.
-        """
-        try:
-            description = await self._describe(workflow_id)
-        except Paused:
-            return Run("", "paused")
-        if description is None or description.status is None:
-            return None
-        status = description.status.name.lower().replace("_", " ")
-        match description.status:
-            case WorkflowExecutionStatus.RUNNING:
-                raw = description.raw_description
-                return Run(
-                    description.run_id,
-                    status,
-                    idle=not (raw.pending_activities or raw.HasField("pending_workflow_task")),
-                    waits_for=tuple(
-                        OpenActivity(
-                            activity.activity_id,
-                            activity.activity_type.name,
-                            activity.scheduled_time.ToDatetime(UTC),
-                        )
-                        for activity in raw.pending_activities
-                    ),
-                )
-            case WorkflowExecutionStatus.COMPLETED:
-                returned = await self._returned(description, results)
-                return Run(description.run_id, status, returned=returned)
-        return Run(description.run_id, status)
-
-    async def signals_of(
-        self, workflow_id: str, *, memo: dict[str, Any], names: Set[str], after: tuple[str, int]
-    ) -> Signals:
-        """Read the signals of these names from the history of the current run, if it has this
-        memo; none where it has another.
-
-        `after` is a run id and an event id: in that run, only later events count. Looks at the
-        first :data:`SIGNALS_EVENTS` events of the run, within :data:`SIGNALS_SECONDS`. Raises
-        Unreachable where Temporal does not say which run there is.
-        """
-        found: list[Signal] = []
-        run_id, complete = "", False
-        try:
-            async with asyncio.timeout(SIGNALS_SECONDS):
-                description = await self._describe(workflow_id)
-                if description is None or not await self._has_memo(description, memo):
-                    return Signals()
-                run_id = description.run_id
-                judged = after[1] if after[0] == run_id else 0
-                handle = (await self.client()).get_workflow_handle(workflow_id, run_id=run_id)
-                async for event in handle.fetch_history_events():
-                    signal = event.workflow_execution_signaled_event_attributes
-                    if signal.signal_name in names and event.event_id > judged:
-                        reason = await self._text(signal.input.payloads)
-                        found.append(
-                            Signal(event.event_id, signal.signal_name, reason, signal.identity)
-                        )
-                    if event.event_id >= SIGNALS_EVENTS:
-                        break
-                complete = True
-        except (RPCError, RuntimeError, TimeoutError) as error:
-            if not run_id:
-                _raise_unreachable(error)
-        return Signals(run_id, tuple(found), complete)
-
-    async def _text(self, arguments: Sequence[Payload]) -> str:
-        """The first argument as a text that can be stored; "" where there is none to read."""
-        if not arguments:
-            return ""
-        converter = (await self.client()).data_converter
-        try:
-            [value] = await converter.decode(arguments[:1])
-            return contracts.storable(value)
-        except Exception:  # noqa: BLE001 (another client wrote it, by whatever converter)
-            return ""
-
-    async def execution_of(self, workflow_id: str) -> Execution | None:
-        """The current run under this id, whatever its type; None where the server knows none (any
-        more). Raises Unreachable."""
-        client = await self.client()
-        request = DescribeWorkflowExecutionRequest(
-            namespace=client.namespace, execution=WorkflowExecution(workflow_id=workflow_id)
-        )
-        try:
-            async with asyncio.timeout(CALL_SECONDS):
-                # Not by the SDK's handle, which cannot read the status of a paused workflow.
-                described = await client.workflow_service.describe_workflow_execution(
-                    request, retry=True
-                )
-                info = described.workflow_execution_info
-                handle = client.get_workflow_handle(workflow_id, run_id=info.execution.run_id)
-                events = [event async for event in handle.fetch_history_events()]
-        except (RPCError, RuntimeError, TimeoutError) as error:
-            if _is_unknown_workflow(error):
-                return None
-            _raise_unreachable(error)
-        status = enums.v1.WorkflowExecutionStatus.Name(info.status)
-        return Execution(
-            type=info.type.name,
-            status=status.removeprefix("WORKFLOW_EXECUTION_STATUS_").lower().replace("_", " "),
-            started_at=info.start_time.ToDatetime(UTC),
-            ended_at=info.close_time.ToDatetime(UTC) if info.HasField("close_time") else None,
-            attempt=_highest_attempt(described.pending_activities, events),
-            cause=_cause(events[-1]),
-        )
-
-    async def workflow_ids(self, query: str) -> AsyncIterator[list[str]]:
-        """The ids of the workflows that a visibility query finds, a page at a time; one that has
-        several runs may come as often. The store lags behind. Raises Unreachable."""
-        found = (await self.client()).list_workflows(query, page_size=PAGE_SIZE)
-        while True:
-            try:
-                async with asyncio.timeout(PAGE_SECONDS):
-                    await found.fetch_next_page()
-            except (RPCError, RuntimeError, TimeoutError) as error:
-                _raise_unreachable(error)
-            yield [workflow.id for workflow in found.current_page or ()]
-            if found.next_page_token is None:
-                return
-
-    async def _returned(
-        self, completed: WorkflowExecutionDescription, results: Sequence[str]
-    ) -> str | None:
-        """Which of `results` the run returned."""
-        client = await self.client()
-        handle = client.get_workflow_handle(completed.id, run_id=completed.run_id)
-        returned = None
-        try:
-            async with asyncio.timeout(CALL_SECONDS):
-                async for event in handle.fetch_history_events(
-                    event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT
-                ):
-                    returned = event.workflow_execution_completed_event_attributes.result.payloads
-        except (RPCError, RuntimeError, TimeoutError) as error:
-            _raise_unreachable(error)
-        for result in results:
-            # Not decoded: what another client's workflow returned may not be readable here.
-            if returned == await client.data_converter.encode([result]):
-                return result
-        return None
-
     async def _complete(self, value: str, **where: Any) -> None:
-        """Raises RPCError where the server answered, Unreachable where it did not."""
         handle = (await self.client()).get_async_activity_handle(**where)
-        try:
-            async with asyncio.timeout(CALL_SECONDS):
-                await handle.complete(value)
-        except (RuntimeError, TimeoutError) as error:
-            _raise_unreachable(error)
+        async with bounded():
+            await handle.complete(value)
 
     async def _complete_by_ids(self, address: addresses.Address, value: str) -> Outcome:
         workflow_id, activity_id = address.workflow_id, address.activity_id
         # Without its run, the ids might name another activity by now.
         if not (workflow_id and address.run_id and activity_id):
             return Outcome.UNDELIVERABLE
-        # The current run: after a reset it is not the one that registered.
-        description = await self._describe(workflow_id)
-        if description is None:
-            return Outcome.UNDELIVERABLE
-        if not await self._is_same_chain(description, address.run_id):
+        # The current run: after a reset it is not the run that registered.
+        description = await self.describe(workflow_id)
+        if description is None or not await self._is_same_chain(description, address.run_id):
             return Outcome.UNDELIVERABLE
         return await self._complete_in(description, {activity_id}, value)
 
     async def _complete_in(
-        self, description: WorkflowExecutionDescription, activity_ids: Set[str], value: str
+        self, description: Description, activity_ids: Set[str], value: str
     ) -> Outcome:
-        """Complete the activity with one of these ids, or tell how it ended."""
-        running = description.status is WorkflowExecutionStatus.RUNNING
+        """Complete the activity with one of these ids, or return how it ended."""
+        workflow_id = description.workflow_execution_info.execution.workflow_id
+        run_id = _run_id(description)
+        running = _is_running(description)
         # A closed workflow still lists the activities that waited when it closed.
-        pending = description.raw_description.pending_activities if running else []
-        for activity in pending:
-            if activity.activity_id not in activity_ids:
-                continue
-            try:
+        for activity in description.pending_activities if running else ():
+            if activity.activity_id in activity_ids:
+                # NOT_FOUND: it was completed since the description. The next attempt asks.
                 await self._complete(
                     value,
-                    workflow_id=description.id,
-                    run_id=description.run_id,
+                    workflow_id=workflow_id,
+                    run_id=run_id,
                     activity_id=activity.activity_id,
                 )
-            except RPCError as error:
-                # NOT_FOUND: somebody completed it since the description. The next attempt asks.
-                _raise_unreachable(error)
-            return Outcome.DELIVERED
-        outcome = await self._outcome_in_history(description, activity_ids, value)
+                return Outcome.DELIVERED
+        history = await self.history(workflow_id, run_id)
+        outcome = _outcome_in(history, activity_ids, await self.encoded(value))
         if outcome is None and running:
-            # The wait lies ahead, after a reset say; its registration is then told the decision.
+            # The workflow has not come to the wait, for example after a reset. The wait registers
+            # then, and its registration is answered with the decision.
             raise Unreachable("The workflow does not wait for this activity now.", down=False)
         return outcome or Outcome.UNDELIVERABLE
 
-    async def _is_same_chain(self, current: WorkflowExecutionDescription, run_id: str) -> bool:
-        """Whether the current run is the one that registered, or stems from it by a reset; not
-        another one that was started later under the same workflow id."""
-        if run_id == current.run_id:
+    async def _is_same_chain(self, current: Description, run_id: str) -> bool:
+        """Whether the current run registered, or stems by a reset from the run that registered.
+
+        Another run may have been started later under the same workflow id.
+        """
+        if run_id == _run_id(current):
             return True
-        registered = await self._describe(current.id, run_id)
+        workflow_id = current.workflow_execution_info.execution.workflow_id
+        registered = await self.describe(workflow_id, run_id)
         return registered is not None and _first_run_id(registered) == _first_run_id(current)
-
-    async def _describe(
-        self, workflow_id: str, run_id: str | None = None
-    ) -> WorkflowExecutionDescription | None:
-        """The workflow's current run, or that run; None where the server knows none (retention)."""
-        handle = (await self.client()).get_workflow_handle(workflow_id, run_id=run_id)
-        try:
-            async with asyncio.timeout(CALL_SECONDS):
-                return await handle.describe()
-        except ValueError as error:  # the SDK knows no such status
-            raise Paused from error
-        except (RPCError, RuntimeError, TimeoutError) as error:
-            if _is_unknown_workflow(error):
-                return None
-            _raise_unreachable(error)
-
-    async def _scheduled(
-        self, description: WorkflowExecutionDescription, activity_type: str, argument: str
-    ) -> set[str]:
-        """The ids of the run's activities of this type and argument."""
-        # Not decoded: what another client wrote may not be readable here.
-        wanted = await (await self.client()).data_converter.encode([argument])
-        return {
-            scheduled.activity_id
-            for event in await self._history(description)
-            if (scheduled := event.activity_task_scheduled_event_attributes).activity_type.name
-            == activity_type
-            and list(scheduled.input.payloads) == wanted
-        }
-
-    async def _outcome_in_history(
-        self, description: WorkflowExecutionDescription, activity_ids: Set[str], value: str
-    ) -> Outcome | None:
-        """How the activity ended, read from the history; None where it has not ended."""
-        scheduled: set[int] = set()
-        for event in await self._history(description):
-            if event.activity_task_scheduled_event_attributes.activity_id in activity_ids:
-                scheduled.add(event.event_id)
-            elif _scheduled_event_id(event) in scheduled:
-                if event.event_type in _ENDED_UNANSWERED:
-                    return Outcome.UNDELIVERABLE
-                if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
-                    result = event.activity_task_completed_event_attributes.result
-                    wanted = await (await self.client()).data_converter.encode([value])
-                    same = list(result.payloads) == wanted
-                    return Outcome.ALREADY_COMPLETED if same else Outcome.CONFLICT
-        return None
-
-    async def _history(self, description: WorkflowExecutionDescription) -> list[HistoryEvent]:
-        client = await self.client()
-        handle = client.get_workflow_handle(description.id, run_id=description.run_id)
-        try:
-            async with asyncio.timeout(CALL_SECONDS):
-                return [event async for event in handle.fetch_history_events()]
-        except (RPCError, RuntimeError, TimeoutError) as error:
-            _raise_unreachable(error)
 
 
 async def _connect() -> Client:
@@ -597,65 +352,60 @@ async def _connect() -> Client:
         raise Unreachable(f"Temporal at {options['target_host']} does not answer.") from error
 
 
+def _not_there(*, started: bool) -> Outcome:
+    """The outcome where the run is unknown; Raises Unreachable while it may still be started."""
+    if not started:
+        raise Unreachable("The workflow is not started yet.", down=False)
+    return Outcome.UNDELIVERABLE
+
+
+def _is_running(description: Description) -> bool:
+    """Raises Unreachable where somebody paused the workflow in Temporal."""
+    status = description.workflow_execution_info.status
+    if status == _PAUSED:
+        raise Unreachable("The workflow is paused in Temporal.", down=False)
+    return status == _RUNNING
+
+
+def _outcome_in(
+    history: Sequence[HistoryEvent], activity_ids: Set[str], value: Sequence[Payload]
+) -> Outcome | None:
+    """How the activity with one of these ids ended; None where it has not ended."""
+    scheduled: set[int] = set()
+    for event in history:
+        if event.activity_task_scheduled_event_attributes.activity_id in activity_ids:
+            scheduled.add(event.event_id)
+        elif _scheduled_event_id(event) in scheduled:
+            if event.event_type in _ENDED_UNANSWERED:
+                return Outcome.UNDELIVERABLE
+            if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
+                result = event.activity_task_completed_event_attributes.result
+                same = list(result.payloads) == value
+                return Outcome.ALREADY_COMPLETED if same else Outcome.CONFLICT
+    return None
+
+
 def _scheduled_event_id(event: HistoryEvent) -> int:
     """The event that scheduled the activity whose end `event` records; 0 for other events."""
     kind = event.WhichOneof("attributes")
     return int(getattr(getattr(event, kind), "scheduled_event_id", 0)) if kind else 0
 
 
-def _highest_attempt(pending: Iterable[PendingActivityInfo], events: Iterable[HistoryEvent]) -> int:
-    # An attempt stands in the history once the activity has ended.
-    ended = [event.activity_task_started_event_attributes.attempt for event in events]
-    # An attempt is counted before it begins.
-    begun = [one.attempt - (not one.HasField("last_started_time")) for one in pending]
-    return max([*ended, *begun])
+def _run_id(description: Description) -> str:
+    return description.workflow_execution_info.execution.run_id
 
 
-def _cause(last: HistoryEvent) -> str:
-    """What the last event of a run says of why it failed or was terminated."""
-    failure = last.workflow_execution_failed_event_attributes.failure
-    while failure.HasField("cause"):
-        failure = failure.cause
-    words = (
-        failure.application_failure_info.type,
-        failure.message,
-        last.workflow_execution_terminated_event_attributes.reason,
-    )
-    return ": ".join(filter(None, words))
+def _first_run_id(description: Description) -> str:
+    return description.workflow_execution_info.first_run_id or _run_id(description)
 
 
-def _first_run_id(description: WorkflowExecutionDescription) -> str:
-    info = description.raw_description.workflow_execution_info
-    return info.first_run_id or description.run_id
-
-
-def _is_unknown_workflow(error: Exception) -> bool:
-    return (
-        isinstance(error, RPCError)
-        and error.status is RPCStatusCode.NOT_FOUND
-        and not _is_unknown_namespace(error)
-    )
-
-
-def _is_unknown_namespace(error: RPCError) -> bool:
-    """The server has another namespace, or was wiped: a configuration error, not an answer."""
-    return any(
-        detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details
-    )
-
-
-def _raise_unreachable(error: Exception) -> NoReturn:
-    if isinstance(error, RPCError):
-        if _is_unknown_namespace(error):
-            raise Unreachable(
-                "Temporal does not know the namespace; check TEMPORAL_ADDRESS and "
-                "TEMPORAL_NAMESPACE.",
-                down=False,
-            ) from error
-        answered = error.status not in (
-            RPCStatusCode.CANCELLED,
-            RPCStatusCode.DEADLINE_EXCEEDED,
-            RPCStatusCode.UNAVAILABLE,
+def _unanswered(error: RPCError) -> Unreachable:
+    # The server has another namespace, or was wiped: a configuration error, not an answer.
+    if any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details):
+        return Unreachable(
+            "Temporal does not know the namespace; check TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE.",
+            down=False,
         )
-        raise Unreachable(f"Temporal answers {error.status.name}.", down=not answered) from error
-    raise Unreachable("Temporal does not answer.") from error
+    return Unreachable(
+        f"Temporal answers {error.status.name}.", down=error.status in _SILENT, status=error.status
+    )

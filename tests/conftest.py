@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, Phase, settings
 from temporalio.client import Client as TemporalClient
 
 from approvals.models import AuditEntry
-from outbox import deliverer
 from rest import prefer
+from temporal import loop
 from tests import factories
 from tests.servers import TemporalServer
 from tests.waits import Waiter, waiter
@@ -73,11 +73,11 @@ def unchanged() -> Unchanged:
 @pytest.fixture
 def asking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process asks Temporal anew, as a web process does that has just begun."""
-    monkeypatch.setattr(deliverer, "_deliverer", None)
+    monkeypatch.setattr(loop, "_loop", None)
     yield
-    if deliverer._deliverer is not None:
-        loop = deliverer._deliverer[1]._loop
-        loop.call_soon_threadsafe(loop.stop)
+    if loop._loop is not None:
+        running = loop._loop[1]._loop
+        running.call_soon_threadsafe(running.stop)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -359,10 +359,10 @@ async def test_end_between_the_two_reads(installation: Installation) -> None:
     assert await deliver() == 1
 
     class Crossing(client.Temporal):
-        async def run_of(self, workflow_id: str, *, results: Sequence[str]) -> client.Run | None:
+        async def describe(self, workflow_id: str, run_id: str = "") -> client.Description | None:
             async with installation.worked():
                 assert await installation.ends(expense_id) == "COMPLETED"
-            return await super().run_of(workflow_id, results=results)
+            return await super().describe(workflow_id, run_id)
 
     found = COMPARISON.everything(Crossing(), timezone.now(), lambda done: None)
     assert [difference async for difference in found] == []

@@ -251,7 +251,8 @@ class People:
             "payments in the trail": events.count("paid"),
             "messages that wait": outcomes.count(None),
             "messages that failed": sum(
-                outcome not in (None, "DELIVERED", "ALREADY_COMPLETED") for outcome in outcomes
+                outcome not in (None, "DELIVERED", "ALREADY_COMPLETED", "OBSOLETE")
+                for outcome in outcomes
             ),
         }
 

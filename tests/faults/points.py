@@ -316,7 +316,7 @@ SHORTER: Final = {
     "outbox.delivery:RELAY_LEASE": timedelta(seconds=4.5),
     "outbox.delivery:LONGEST_BACKOFF_SECONDS": 2.0,
     "temporal.client:CALL_SECONDS": 1.5,
-    "outbox.deliverer:PAUSE_SECONDS": 0.2,
+    "temporal.loop:PAUSE_SECONDS": 0.2,
     "outbox.relay:PROBE_SECONDS": 0.2,
     "worker.site:TOTAL_SECONDS": 1.5,
     "worker.site:READ_SECONDS": 1.0,

@@ -16,7 +16,7 @@ from temporalio.api.workflowservice.v1 import PauseWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowHandle
 
 from access import groups
-from outbox import deliverer
+from temporal import loop
 from tests import factories
 from tests.conftest import Unchanged
 from tests.jobs.conftest import Working, failing, hanging
@@ -352,13 +352,13 @@ def test_frozen_temporal(
         monkeypatch.setenv("TEMPORAL_ADDRESS", server.address)
         problem(operator.get("/jobs/x"), 404)
         server.signal(signal.SIGSTOP)
-        monkeypatch.setattr(deliverer, "PAUSE_SECONDS", 3600.0)
+        monkeypatch.setattr(loop, "PAUSE_SECONDS", 3600.0)
         began = time.monotonic()
         unavailable(submit(operator))
         assert time.monotonic() - began < 8
         server.signal(signal.SIGCONT)
         unavailable(operator.get("/jobs/x"))
-        monkeypatch.setattr(deliverer._of_this_process(), "_down_until", 0.0)
+        monkeypatch.setattr(loop.of_this_process(), "_down_until", 0.0)
         problem(operator.get("/jobs/x"), 404)
 
 

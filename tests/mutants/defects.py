@@ -159,7 +159,7 @@ DEFECTS: Final = (
     Defect(
         "ids alone name the activity, whatever its run",
         "temporal/client.py",
-        "        if run_id == current.run_id:\n            return True\n",
+        "        if run_id == _run_id(current):\n            return True\n",
         "        if run_id:\n            return True\n",
         "tests/temporal/test_client.py",
     ),
@@ -236,8 +236,8 @@ DEFECTS: Final = (
     Defect(
         "a decision before the start of its workflow is given up",
         "temporal/client.py",
-        "        if description is None:\n            if not started:\n",
-        "        if description is None:\n            if started is None:\n",
+        "            return _not_there(started=started)\n        wanted",
+        "            return _not_there(started=True)\n        wanted",
         "tests/temporal/test_client.py",
     ),
     Defect(

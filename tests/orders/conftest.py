@@ -19,10 +19,9 @@ from temporalio.worker import Worker
 
 from orders import services
 from orders.models import FINAL, Order, StockItem
-from outbox import deliverer
 from outbox.models import Message
 from outbox.relay import Relay
-from temporal import client
+from temporal import client, inspection, loop
 from tests import factories
 from tests.faults.points import with_shorter_intervals
 from tests.orders import invariants
@@ -196,31 +195,31 @@ class History:
         self.answers = True
         self.reads = 0
         self.asked_within_a_transaction = False
-        self._received: list[client.Signal] = []
+        self._received: list[inspection.Signal] = []
 
     def receive(
         self, name: str = contracts.APPROVE_ORDER, reason: str = "", sender: str = "1234@host"
     ) -> None:
         event_id = 5 + 10 * len(self._received)
-        self._received.append(client.Signal(event_id, name, reason, sender))
+        self._received.append(inspection.Signal(event_id, name, reason, sender))
 
-    def ask(self, question: Callable[[Any], Any], *, seconds: float) -> client.Signals:
+    def ask(self, question: Callable[[Any], Any], *, seconds: float) -> inspection.Signals:
         assert seconds <= 2
         self.reads += 1
         self.asked_within_a_transaction |= connection.in_atomic_block
         if not self.answers:
             raise client.Unreachable("Temporal does not answer.")
-        answer: client.Signals = asyncio.run(question(self))
+        answer: inspection.Signals = asyncio.run(question(self))
         return answer
 
     async def signals_of(
         self, workflow_id: str, *, memo: dict[str, Any], names: Any, after: tuple[str, int]
-    ) -> client.Signals:
+    ) -> inspection.Signals:
         if self.memo not in (None, memo):
-            return client.Signals()
+            return inspection.Signals()
         judged = after[1] if after[0] == self.run_id else 0
         found = [one for one in self._received if one.event_id > judged and one.name in names]
-        return client.Signals(self.run_id, tuple(found), self.complete)
+        return inspection.Signals(self.run_id, tuple(found), self.complete)
 
 
 @pytest.fixture
@@ -228,7 +227,8 @@ def history(monkeypatch: pytest.MonkeyPatch, settings: Any) -> History:
     """What Temporal tells of an order's run; signals decide, as in the open mode."""
     settings.ORDERS_SIGNAL_DECISIONS = True
     made = History()
-    monkeypatch.setattr(deliverer, "ask", made.ask)
+    monkeypatch.setattr(loop, "ask", made.ask)
+    monkeypatch.setattr(inspection, "signals_of", History.signals_of)
     return made
 
 

@@ -22,8 +22,8 @@ from approvals.models import AuditEntry, Decision, Route, Verdict
 from orders import services
 from orders.integrations import database
 from orders.models import UNDONE, Charge, Order, Shipment, State, StockItem
-from outbox import deliverer
 from outbox.models import Message
+from temporal import loop
 from tests import factories
 from tests.conftest import Unchanged, at_once
 from tests.orders.conftest import History
@@ -49,11 +49,11 @@ TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"
 def _no_temporal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process delivers nothing, and asks a Temporal that is not there."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(deliverer, "_deliverer", None)
+    monkeypatch.setattr(loop, "_loop", None)
     yield
-    if deliverer._deliverer is not None:
-        loop = deliverer._deliverer[1]._loop
-        loop.call_soon_threadsafe(loop.stop)
+    if loop._loop is not None:
+        running = loop._loop[1]._loop
+        running.call_soon_threadsafe(running.stop)
 
 
 @pytest.fixture(autouse=True)
@@ -669,7 +669,7 @@ def test_workflow_id_that_temporal_knows(
     async def start(temporal: Any) -> None:
         await temporal.start_workflow("Any", "x", workflow_id=other, queue="nobody")
 
-    deliverer.ask(start)
+    loop.ask(start)
     with unchanged():
         details = problem(send(local, "/orders", BODY | {"workflow_id": other}), 409)
     assert details["detail"].startswith(f"The workflow id {other} is in use.")

@@ -757,7 +757,7 @@ def test_close_settles_the_messages(state: State) -> None:
     factories.carry(order, contracts.CLOSE_ORDER)
     messages = {one.key: one for one in Message.objects.all()}
     for key in ("order-decision:ord-1", "order-cancel:ord-1"):
-        assert messages[key].outcome == Outcome.ALREADY_COMPLETED
+        assert messages[key].outcome == Outcome.OBSOLETE
         assert messages[key].last_error == "Its workflow has ended."
     assert messages["order-decision:ord-1"].settled_at == factories.NOW
     assert messages["order-cancel:ord-1"].settled_at > factories.NOW

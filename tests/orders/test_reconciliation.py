@@ -27,7 +27,7 @@ from outbox import reconciliation
 from outbox.models import Message
 from outbox.reconciliation import Difference, Reconciler
 from outbox.relay import Relay
-from temporal import client
+from temporal import client, inspection
 from temporal.outcomes import Outcome
 from tests import factories
 from tests.conftest import at_once
@@ -99,8 +99,9 @@ async def cancel(workflow_id: str) -> None:
 async def idle(shop: Shop, workflow_id: str) -> None:
     """Returns when the workflow waits for the decision, and no worker has anything to do for it."""
     await shop.waiting(workflow_id)
+    temporal = client.Temporal()
     async with asyncio.timeout(40):
-        while not (run := await client.Temporal().run_of(workflow_id, results=())) or not run.idle:
+        while not (run := await inspection.run_of(temporal, workflow_id)) or not run.idle:
             await asyncio.sleep(0.05)
 
 

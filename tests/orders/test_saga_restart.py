@@ -122,10 +122,10 @@ async def test_terminated_when_it_was_completed(shop: Shop) -> None:
 class SlowToDescribe(Temporal):
     """Its question comes after the run has failed of which the start heard."""
 
-    async def _describe(self, workflow_id: str, run_id: str | None = None) -> Any:
+    async def describe(self, workflow_id: str, run_id: str = "") -> Any:
         client = await self.client()
         await client.get_workflow_handle(workflow_id).terminate("tested")
-        return await super()._describe(workflow_id, run_id)
+        return await super().describe(workflow_id, run_id)
 
 
 async def test_a_start_that_meets_the_end_of_the_run_before(shop: Shop) -> None:

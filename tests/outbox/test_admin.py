@@ -160,7 +160,10 @@ def test_retry_of_each_kind(desk: Client, operator: User) -> None:
     later = delivery.database_now() + timedelta(hours=1)
     waiting = decision("waiting", due_at=later, attempts=9, last_error="no answer")
     alarming = [decision(outcome.value, outcome) for outcome in ALARMING]
-    done = [decision("a", Outcome.DELIVERED), decision("b", Outcome.ALREADY_COMPLETED)]
+    done = [
+        decision(outcome.value, outcome)
+        for outcome in (Outcome.DELIVERED, Outcome.ALREADY_COMPLETED, Outcome.OBSOLETE)
+    ]
     untouched = decision("not ticked", Outcome.DEAD)
     before = list(Message.objects.filter(pk__in=[one.pk for one in (*done, untouched)]).values())
 
@@ -168,7 +171,7 @@ def test_retry_of_each_kind(desk: Client, operator: User) -> None:
     assert (answer.status_code, answer.headers["Location"]) == (302, LIST)
     assert told(answer) == [
         "4 re-queued; the relay tries at once.",
-        "2 already delivered, left alone.",
+        "3 already done, left alone.",
     ]
     again = Message.objects.filter(pk__in=[one.pk for one in (waiting, *alarming)])
     now = delivery.database_now()
@@ -207,7 +210,7 @@ def test_delivered_since_the_list_was_opened(desk: Client, unchanged: Unchanged)
     assert listed(desk) == ["lunch"]
     Message.objects.update(outcome=Outcome.DELIVERED, settled_at=factories.NOW)
     with unchanged():
-        assert told(retry(desk, message)) == ["1 already delivered, left alone."]
+        assert told(retry(desk, message)) == ["1 already done, left alone."]
 
 
 def test_rows_not_seen_are_untouched(desk: Client) -> None:
@@ -267,8 +270,8 @@ def test_summary(desk: Client, minutes: float, late: str) -> None:
         ("show=nonsense", ["dead", "old", "young"]),
         ("show=waiting", ["old", "young"]),
         ("show=attention", ["dead"]),
-        ("show=delivered", ["same", "done"]),
-        ("show=all", ["same", "done", "dead", "old", "young"]),
+        ("show=done", ["unneeded", "same", "done"]),
+        ("show=all", ["unneeded", "same", "done", "dead", "old", "young"]),
         ("q=done", ["done"]),
         ("q=done&show=waiting", []),
         ("q=%00", None),
@@ -284,6 +287,7 @@ def test_what_is_listed(desk: Client, query: str, names: list[str] | None) -> No
     decision("dead", Outcome.DEAD, created_at=now - timedelta(hours=2))
     decision("done", Outcome.DELIVERED)
     decision("same", Outcome.ALREADY_COMPLETED)
+    decision("unneeded", Outcome.OBSOLETE)
     if names is None:
         assert desk.get(f"{LIST}?{query}").status_code == 200
     else:
@@ -293,9 +297,10 @@ def test_what_is_listed(desk: Client, query: str, names: list[str] | None) -> No
 @pytest.mark.parametrize(
     ("outcome", "badge", "remedy", "why"),
     [
-        (None, "waiting", "it is tried again by itself", "no answer"),
+        (None, "waiting", "delivery retries automatically", "no answer"),
         (Outcome.DELIVERED, "delivered", None, ""),
         (Outcome.ALREADY_COMPLETED, "already there", None, ""),
+        (Outcome.OBSOLETE, "obsolete", None, "Superseded."),
         (Outcome.CONFLICT, "conflict", "reset the run", "completed elsewhere with another value"),
         (Outcome.UNDELIVERABLE, "undeliverable", "start it again", "nobody waits for it any more"),
         (Outcome.DEAD, "unreadable", "Reset the run", "its address cannot be read"),
@@ -306,7 +311,8 @@ def test_outcome_in_words(
 ) -> None:
     """X6: the list says how a delivery stands and why; its page what that means and what to do;
     a retry is offered where it can do something."""
-    message = decision("lunch", outcome, last_error="" if outcome else "no answer")
+    errors = {None: "no answer", Outcome.OBSOLETE: "Superseded."}
+    message = decision("lunch", outcome, last_error=errors.get(outcome, ""))
     row = desk.get(f"{LIST}?show=all").content.decode().partition("<tbody")[2]
     assert re.search(rf">\s*{badge}\s*<", row)
     assert re.search(rf'data-label="Why">{why}<', row)

@@ -16,7 +16,7 @@ from temporalio.client import Client
 
 from outbox import deliverer, delivery, handlers, relay, services
 from outbox.models import Message
-from temporal import client
+from temporal import client, loop
 from temporal.addresses import Address
 from temporal.outcomes import Outcome
 from tests.servers import TemporalServer, eventually
@@ -37,12 +37,15 @@ def delivering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process delivers at commit, as a web process does."""
     monkeypatch.setattr(deliverer, "_active", True)
     monkeypatch.setattr(deliverer, "_deliverer", None)
+    monkeypatch.setattr(loop, "_loop", None)
     yield
     if deliverer._deliverer is not None:
-        running = deliverer._deliverer[1]
-        running._database.submit(connections.close_all).result()
-        running._database.shutdown()
-        running._loop.call_soon_threadsafe(running._loop.stop)
+        database = deliverer._deliverer._database
+        database.submit(connections.close_all).result()
+        database.shutdown()
+    if loop._loop is not None:
+        running = loop._loop[1]._loop
+        running.call_soon_threadsafe(running.stop)
 
 
 @pytest.fixture
@@ -80,8 +83,8 @@ async def test_delivered_at_commit(
     def decide() -> tuple[Outcome | None, list[Outcome | None]]:
         message = enqueue(address)
         assert message.due_at - message.created_at == services.COMMIT_LEASE
-        assert message.delivery is not None
-        return message.delivery.result(20), services.wait_for_report([message])
+        assert message.report is not None
+        return message.report.result(20), services.wait_for_report([message])
 
     assert await sync_to_async(decide)() == (Outcome.DELIVERED, [Outcome.DELIVERED])
     assert await wait.handle.result() == "APPROVED"
@@ -93,7 +96,7 @@ def test_rolled_back_is_not_delivered(delivering: None) -> None:
     with pytest.raises(RuntimeError), transaction.atomic():
         message = services.enqueue(handlers.COMPLETE_ACTIVITY, "k", {"address": {}})
         raise RuntimeError
-    assert message.delivery is None
+    assert message.report is None
     assert not Message.objects.exists()
 
 
@@ -101,7 +104,7 @@ def test_without_a_deliverer_the_relay_has_it_at_once() -> None:
     """Design rule 2: a process that does not deliver leaves the message due."""
     message = enqueue(Address(b"t"))
     assert message.due_at == message.created_at
-    assert message.delivery is None
+    assert message.report is None
     assert services.wait_for_report([message]) == [None]
 
 
@@ -110,28 +113,28 @@ def test_a_frozen_server_holds_nobody_up(
 ) -> None:
     """X1, design rule 2: the commit does not wait for Temporal; once it is known to be silent,
     nobody waits for a report, and the relay has the next message at once."""
-    monkeypatch.setattr(deliverer, "PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(loop, "PAUSE_SECONDS", 3600.0)
     server.signal(signal.SIGSTOP)
     first = enqueue(Address(b"garbage"), "first")
-    assert first.delivery is not None
-    assert not first.delivery.done()
+    assert first.report is not None
+    assert not first.report.done()
     assert services.wait_for_report([first]) == [None]
-    assert first.delivery.result(20) is None
+    assert first.report.result(20) is None
     assert outcome("first") is None
     assert not deliverer.is_ready()
     second = enqueue(Address(b"garbage"), "second")
-    assert second.delivery is None
+    assert second.report is None
     assert second.due_at == second.created_at
     # The pause that follows the next silence ends by itself.
-    monkeypatch.setattr(deliverer, "PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(loop, "PAUSE_SECONDS", 0.2)
     deliverer.hand_over(second)
-    assert second.delivery is not None
-    assert second.delivery.result(20) is None
+    assert second.report is not None
+    assert second.report.result(20) is None
     server.signal(signal.SIGCONT)
     eventually(deliverer.is_ready)
     third = enqueue(Address(b"garbage"), "third")
-    assert third.delivery is not None
-    third.delivery.result(20)
+    assert third.report is not None
+    third.report.result(20)
     eventually(lambda: outcome("third") == Outcome.DEAD)
 
 
@@ -139,7 +142,7 @@ def test_a_question_is_given_up(delivering: None, monkeypatch: pytest.MonkeyPatc
     """J1: who asks waits no longer than they said, and nothing goes on asking for them; that alone
     does not mean that Temporal is down. Once it is known to be, the next question is not asked."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(deliverer, "PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(loop, "PAUSE_SECONDS", 3600.0)
     asked, ended = [], threading.Event()
 
     async def endless(temporal: client.Temporal) -> None:
@@ -150,14 +153,14 @@ def test_a_question_is_given_up(delivering: None, monkeypatch: pytest.MonkeyPatc
             ended.set()
 
     with pytest.raises(client.Unreachable):
-        deliverer.ask(endless, seconds=0.05)
+        loop.ask(endless, seconds=0.05)
     assert ended.wait(20)
     assert deliverer.is_ready()
     with pytest.raises(client.Unreachable):
-        deliverer.ask(lambda temporal: temporal.client())
+        loop.ask(lambda temporal: temporal.client())
     assert not deliverer.is_ready()
     with pytest.raises(client.Unreachable):
-        deliverer.ask(endless, seconds=0.5)
+        loop.ask(endless, seconds=0.5)
     assert len(asked) == 1
 
 

@@ -125,6 +125,7 @@ def test_an_undecryptable_address_waits() -> None:
     [
         (Outcome.DELIVERED, logging.INFO),
         (Outcome.ALREADY_COMPLETED, logging.INFO),
+        (Outcome.OBSOLETE, logging.INFO),
         (Outcome.CONFLICT, logging.ERROR),
         (Outcome.UNDELIVERABLE, logging.ERROR),
         (Outcome.DEAD, logging.ERROR),

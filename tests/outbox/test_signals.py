@@ -21,15 +21,16 @@ from temporalio.service import RPCError
 
 from outbox import delivery, handlers, services
 from outbox.models import Message
-from temporal.client import Signals, Temporal, Unreachable
+from temporal.client import Temporal, Unreachable
+from temporal.inspection import Signals, signals_of
 from temporal.outcomes import Outcome
 from tests import factories
 from tests.waits import Waiter
 
 MEMO = {"order": "3f0c7f0e", "attempt": 1}
 OUTCOME = {
-    "completed": Outcome.ALREADY_COMPLETED,
-    "canceled": Outcome.ALREADY_COMPLETED,
+    "completed": Outcome.OBSOLETE,
+    "canceled": Outcome.OBSOLETE,
     "failed": Outcome.UNDELIVERABLE,
     "terminated": Outcome.UNDELIVERABLE,
     "timed out": Outcome.UNDELIVERABLE,
@@ -215,7 +216,7 @@ async def unattended(client: Client) -> AsyncIterator[Handle]:
 
 async def read(handle: Handle, **how: Any) -> Signals:
     asked = {"memo": MEMO, "names": NAMES, "after": NOTHING, **how}
-    return await Temporal().signals_of(handle.id, **asked)
+    return await signals_of(Temporal(), handle.id, **asked)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +277,7 @@ async def test_signals_to_another_run(unattended: Handle) -> None:
     await unattended.signal("approve_order")
     for memo in ({**MEMO, "attempt": 2}, {**MEMO, "attempt": "1"}, {"order": "3f0c7f0e"}, {}):
         assert await read(unattended, memo=memo) == Signals()
-    unknown = await Temporal().signals_of("no such", memo=MEMO, names=NAMES, after=NOTHING)
+    unknown = await signals_of(Temporal(), "no such", memo=MEMO, names=NAMES, after=NOTHING)
     assert unknown == Signals()
 
 
@@ -319,7 +320,7 @@ async def test_half_a_history(unattended: Handle, monkeypatch: pytest.MonkeyPatc
         await asyncio.Event().wait()
 
     monkeypatch.setattr(WorkflowHandle, "fetch_history_events", stalling)
-    monkeypatch.setattr("temporal.client.SIGNALS_SECONDS", 0.3)
+    monkeypatch.setattr("temporal.inspection.SIGNALS_SECONDS", 0.3)
     signals = await read(unattended)
     assert [one.reason for one in signals.found] == ["read"]
     assert not signals.complete
@@ -443,12 +444,12 @@ def test_settle() -> None:
     keys = ["waits", *Outcome, "no such message"]
     services.settle(keys, why="Its workflow has ended.")
     found = {one.key: (one.outcome, one.last_error) for one in Message.objects.all()}
-    moot = (Outcome.ALREADY_COMPLETED, "Its workflow has ended.")
+    moot = (Outcome.OBSOLETE, "Its workflow has ended.")
     assert found == {
         "waits": moot,
         "another": (None, ""),
         **dict.fromkeys(("CONFLICT", "UNDELIVERABLE", "DEAD"), moot),
-        **{kept: (kept, "") for kept in ("DELIVERED", "ALREADY_COMPLETED")},
+        **{kept: (kept, "") for kept in ("DELIVERED", "ALREADY_COMPLETED", "OBSOLETE")},
     }
     times = dict(Message.objects.values_list("key", "settled_at"))
     assert times.pop("another") is None

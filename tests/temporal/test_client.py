@@ -18,7 +18,8 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from temporal.addresses import Address, ids_in_token
-from temporal.client import Run, Temporal, Unreachable, connect_options
+from temporal.client import Temporal, Unreachable, connect_options
+from temporal.inspection import run_of
 from temporal.outcomes import Outcome
 from tests.servers import FAST, TemporalServer
 from tests.waits import Waiter, Waiting, waiter
@@ -253,7 +254,9 @@ async def test_paused_workflow(monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(Unreachable, match="paused") as raised:
                 await temporal.complete_wait(*wait, started=True)
             assert not raised.value.down
-            assert await temporal.run_of(handle.id, results=[]) == Run("", "paused")
+            run = await run_of(temporal, handle.id)
+            assert run is not None
+            assert (run.status, run.waits_for, run.idle) == ("paused", (), False)
             await client.workflow_service.unpause_workflow_execution(
                 UnpauseWorkflowExecutionRequest(**who)
             )

@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from access.text import ID_RULE, is_opaque_id
 from expenses.models import Expense
-from temporal import client
+from temporal import client, inspection
 from temporal.base_command import TemporalCommand
 from temporal.outcomes import Outcome
 from worker import contracts
@@ -84,8 +84,8 @@ class Command(TemporalCommand):
         async def end(expense_id: str) -> None:
             workflow_id = contracts.expense_workflow_id(expense_id)
             try:
-                ends[expense_id] = await temporal.result(workflow_id) or "not paid"
-            except client.WorkflowFailed as error:
+                ends[expense_id] = await inspection.result_of(temporal, workflow_id) or "not paid"
+            except inspection.WorkflowFailed as error:
                 ends[expense_id] = f"failed: {error}"
 
         self.stdout.write("Waiting for the decision; Ctrl-C stops the waiting only.")
