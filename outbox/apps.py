@@ -7,7 +7,11 @@ class OutboxConfig(AppConfig):
 
     def ready(self) -> None:
         from access import groups
+        from outbox import health
+        from rest import monitoring
 
+        monitoring.METRICS.register(health.Metrics())
+        monitoring.READINESS.append(health.readiness)
         groups.grant_after_migrate(
             self,
             {

@@ -1,14 +1,17 @@
-"""How delivery stands: what waits, how long, and what needs a person (requirements X6).
+"""The state of delivery: what waits, how long, and what needs a person (requirements X6).
 
-Everything is read by partial indexes: the cost does not grow with what was delivered. Only
-:func:`waiting_by_kind` reads all that waits.
+Partial indexes answer every question here: the cost does not grow with the delivered messages.
+Only :func:`waiting_by_kind` reads all that waits.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from django.db.models import Count
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from outbox import delivery, handlers, relay
 from outbox.models import ALARMING, NEEDS_ATTENTION, Message
@@ -19,10 +22,8 @@ LARGEST_COUNT: Final = 10_000
 
 @dataclass(frozen=True)
 class Backlog:
-    """What waits: how many messages, of which `oldest` for `age`; both None when none waits.
-
-    `waiting` ends at 10,000.
-    """
+    """How many messages wait, at most 10,000, and the oldest of them with its age; both None where
+    none waits."""
 
     waiting: int
     oldest: Message | None
@@ -35,10 +36,22 @@ class Backlog:
 
 
 def backlog() -> Backlog:
-    """What waits now, at a bounded cost however much it is."""
-    age, oldest = delivery.oldest_waiting(now=delivery.database_now()) or (None, None)
+    """What waits now, at a bounded cost."""
+    oldest = delivery.oldest_waiting()
+    age = delivery.database_now() - oldest.created_at if oldest else None
     waiting = Message.objects.filter(settled_at=None)[:LARGEST_COUNT].count()
     return Backlog(waiting, oldest, age)
+
+
+def readiness() -> dict[str, Any]:
+    """The fields of `GET /readyz`: `delivery` is `late` where a message has waited so long that
+    the relay alarms, and `oldest_undelivered_seconds` is null where none waits."""
+    now = backlog()
+    return {
+        "delivery": "late" if now.is_late else "ok",
+        "waiting": now.waiting,
+        "oldest_undelivered_seconds": None if now.age is None else now.age.total_seconds(),
+    }
 
 
 def waiting_by_kind() -> dict[str, int]:
@@ -52,3 +65,35 @@ def needing_attention() -> dict[Outcome, int]:
     outcomes = Message.objects.filter(NEEDS_ATTENTION).order_by().values_list("outcome")
     found = {Outcome(outcome): count for outcome, count in outcomes.annotate(Count("pk"))}
     return dict.fromkeys(ALARMING, 0) | found
+
+
+class Metrics(Collector):
+    """The metrics of delivery, read from the database at each scrape: any web process answers for
+    all."""
+
+    def collect(self) -> Iterator[Metric]:
+        now = backlog()
+        waiting = GaugeMetricFamily(
+            "outbox_messages_waiting", "Messages that wait for delivery.", labels=["kind"]
+        )
+        for kind, count in waiting_by_kind().items():
+            waiting.add_metric([kind], count)
+        yield waiting
+        yield GaugeMetricFamily(
+            "outbox_oldest_waiting_age_seconds",
+            "How long the oldest waiting message has waited; 0 when none waits.",
+            0 if now.age is None else now.age.total_seconds(),
+        )
+        yield GaugeMetricFamily(
+            "outbox_oldest_waiting_attempts",
+            "Delivery attempts of the oldest waiting message; 0 when none waits.",
+            0 if now.oldest is None else now.oldest.attempts,
+        )
+        attention = GaugeMetricFamily(
+            "outbox_messages_needing_attention",
+            "Messages that could not take effect and are not tried again automatically.",
+            labels=["outcome"],
+        )
+        for outcome, count in needing_attention().items():
+            attention.add_metric([outcome.value.lower()], count)
+        yield attention

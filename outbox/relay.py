@@ -1,4 +1,4 @@
-"""The relay: delivers whatever is due, for as long as it runs."""
+"""The relay: delivers due messages, as long as it runs."""
 
 import asyncio
 import logging
@@ -22,8 +22,8 @@ ALARM_EVERY = timedelta(seconds=60)
 
 
 class Relay:
-    """Runs steps until stopped. While Temporal does not answer, one message a second asks for
-    all; the others stay due, and go as soon as it is back."""
+    """Runs steps until stopped. While Temporal does not answer, the relay tries one message a
+    second; the others stay due, and go as soon as Temporal is back."""
 
     def __init__(self) -> None:
         self._temporal = client.Temporal()
@@ -53,20 +53,20 @@ class Relay:
         attempts = await asyncio.gather(
             *(delivery.attempt(self._temporal, message) for message in messages)
         )
-        told = [attempt.down for attempt in attempts if attempt.down is not None]
-        if told and self._down != any(told):
-            self._down = any(told)
+        answers = [attempt.down for attempt in attempts if attempt.down is not None]
+        if answers and self._down != any(answers):
+            self._down = any(answers)
             log.info("Temporal %s", "does not answer" if self._down else "answers again")
         await self.settle(attempts)
-        # Whoever did not ask Temporal leaves the question to the next.
-        return PROBE_SECONDS if any(told) else 0
+        # Without an answer from Temporal, the next step asks at once.
+        return PROBE_SECONDS if any(answers) else 0
 
     async def lease(self, limit: int) -> list[Message]:
         """Take up to `limit` due messages from the database. Raises Error."""
         return await sync_to_async(self._lease)(limit)
 
     async def settle(self, attempts: Sequence[delivery.Attempt]) -> None:
-        """Store what the attempts came to. Raises Error."""
+        """Store the results of the attempts. Raises Error."""
         await sync_to_async(_settle)(attempts)
 
     def _lease(self, limit: int) -> list[Message]:
@@ -78,15 +78,15 @@ class Relay:
     def _alarm(self, now: datetime) -> None:
         if self._alarmed_at is not None and now - self._alarmed_at < ALARM_EVERY:
             return
-        oldest = delivery.oldest_waiting(now=now)
-        if oldest is not None and oldest[0] >= ALARM_AGE:
+        oldest = delivery.oldest_waiting()
+        if oldest is not None and now - oldest.created_at >= ALARM_AGE:
             self._alarmed_at = now
             log.error(
                 "%s has waited %d s for its delivery, %d attempts; last: %s",
-                oldest[1].key,
-                oldest[0].total_seconds(),
-                oldest[1].attempts,
-                oldest[1].last_error or "none yet",
+                oldest.key,
+                (now - oldest.created_at).total_seconds(),
+                oldest.attempts,
+                oldest.last_error or "none yet",
             )
 
     async def _pause(self, seconds: float) -> None:

@@ -201,15 +201,15 @@ DEFECTS: Final = (
     Defect(
         "settled before it is delivered",
         "outbox/delivery.py",
-        "            due_at=lease_end(now)\n",
-        '            due_at=lease_end(now), outcome="DELIVERED", settled_at=now\n',
+        ".update(due_at=end)",
+        '.update(due_at=end, outcome="DELIVERED", settled_at=now)',
         "tests/outbox/test_deliverer.py",
     ),
     Defect(
         "a lease that is not pushed forward",
         "outbox/delivery.py",
-        "        one.due_at = end\n",
-        "        one.due_at = now\n",
+        "    end = now + RELAY_LEASE\n",
+        "    end = now\n",
         "tests/outbox/test_simulation.py",
     ),
     Defect(
@@ -257,8 +257,8 @@ DEFECTS: Final = (
     Defect(
         "what another relay leased a moment later taken for free",
         "outbox/delivery.py",
-        "    return now + 2 * RELAY_LEASE\n",
-        "    return now + RELAY_LEASE\n",
+        "Q(due_at__gt=now + 2 * RELAY_LEASE)",
+        "Q(due_at__gt=now + RELAY_LEASE)",
         "tests/outbox/test_delivery.py",
     ),
     Defect(

@@ -40,34 +40,42 @@ def test_two_relays_never_lease_the_same() -> None:
 
 
 def waiting(pk: int, *, due: float, **fields: object) -> Message:
-    return Message(pk=pk, due_at=NOW + timedelta(seconds=due), **fields)
+    times = {"created_at": NOW, "due_at": NOW + timedelta(seconds=due)}
+    return Message(pk=pk, kind="k", key=str(pk), payload={}, **times, **fields)
 
 
-def test_who_is_taken() -> None:
-    """X1: what is due, oldest first, and what is due later than any lease ends, since the clock
-    was set back; not what is settled, or held."""
+@pytest.mark.django_db
+def test_due_messages_are_leased_oldest_first() -> None:
+    """X1: messages that are due, and messages that are due later than any lease ends, since the
+    clock was set back; neither settled nor leased messages."""
     due = [waiting(1, due=0), waiting(2, due=-2), waiting(3, due=-1), waiting(4, due=30.001)]
     others = [
         waiting(5, due=0.001),
         waiting(6, due=30),
         waiting(7, due=-9, outcome=Outcome.DELIVERED, settled_at=NOW),
     ]
-    taken = delivery.take([*others, *due], now=NOW, limit=9)
-    assert [one.pk for one in taken] == [2, 3, 1, 4]
-    assert {one.due_at for one in taken} == {NOW + timedelta(seconds=15)}
-    assert delivery.take([*others, *taken], now=NOW, limit=9) == []
+    Message.objects.bulk_create([*others, *due])
+    leased = delivery.lease_due(now=NOW, limit=9)
+    assert [message.pk for message in leased] == [2, 3, 1, 4]
+    assert {message.due_at for message in leased} == {NOW + timedelta(seconds=15)}
+    stored = Message.objects.filter(pk__in=[1, 2, 3, 4]).values_list("due_at", flat=True)
+    assert set(stored) == {NOW + timedelta(seconds=15)}
+    assert delivery.lease_due(now=NOW, limit=9) == []
 
 
-def test_no_more_than_the_limit_is_taken() -> None:
-    """X1: the rest keeps its due time."""
+@pytest.mark.django_db
+def test_messages_beyond_the_limit_keep_their_due_time() -> None:
+    """X1: the rest is left for the next step, or for another relay."""
     first, second = waiting(1, due=-2), waiting(2, due=-1)
-    assert delivery.take([second, first], now=NOW, limit=1) == [first]
+    Message.objects.bulk_create([second, first])
+    assert delivery.lease_due(now=NOW, limit=1) == [first]
+    second.refresh_from_db()
     assert second.due_at == NOW - timedelta(seconds=1)
 
 
-def test_what_an_attempt_changes() -> None:
-    """X1, X6: an outcome settles, a failure is due again after the back-off with its error; where
-    the first outcome stands, or another holds the message, nothing changes."""
+def test_an_attempt_settles_or_backs_off_and_never_changes_a_settled_message() -> None:
+    """X1, X6: an outcome settles; a failure is due again after the back-off, with its error. Where
+    the message has an outcome, or somebody else holds it, nothing changes."""
     one = waiting(1, due=15, attempts=3)
     later = NOW + timedelta(seconds=2)
 
