@@ -8,4 +8,4 @@ class AccessConfig(AppConfig):
     def ready(self) -> None:
         from access import checks, groups  # noqa: F401
 
-        groups.grant_after_migrate(self, dict.fromkeys(groups.NAMES, ()))
+        groups.grant_after_migrate()

@@ -8,23 +8,11 @@ class ExpensesConfig(AppConfig):
     verbose_name = "Expenses"
 
     def ready(self) -> None:
-        from access import groups
         from expenses import reconciliation, services
         from outbox import subjects
         from outbox.reconciliation import COMPARISONS
 
         COMPARISONS["expenses"] = reconciliation.COMPARISON
-        groups.grant_after_migrate(
-            self,
-            {
-                groups.EMPLOYEE: ("submit_expense",),
-                groups.APPROVER: ("view_expense", "decide_expense"),
-                groups.FINANCE: ("view_expense", "view_ledgerentry"),
-                groups.AUDITOR: ("view_expense", "view_ledgerentry"),
-                groups.OPERATOR: ("view_expense",),
-                groups.WORKER: ("carry_expense",),
-            },
-        )
         for key, words in (
             (services.start_key, "start of"),
             (services.decision_key, "decision on"),
