@@ -83,10 +83,7 @@ class ExpenseAdmin(DecidableAdmin):
         expenses = services.visible_to(request.user)  # type: ignore[arg-type]
         return with_delivery(
             expenses.select_related("callback"),
-            [
-                Concat(Value(key("")), OuterRef("expense_id"))
-                for key in (services.start_key, services.decision_key)
-            ],
+            [Concat(Value(prefix), OuterRef("expense_id")) for prefix in services.MESSAGES],
         )
 
     # What is shown.

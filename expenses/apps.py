@@ -13,13 +13,8 @@ class ExpensesConfig(AppConfig):
         from outbox.reconciliation import COMPARISONS
 
         COMPARISONS["expenses"] = reconciliation.COMPARISON
-        for key, words in (
-            (services.start_key, "start of"),
-            (services.decision_key, "decision on"),
-        ):
-            subjects.register(
-                key(""), words=words, url=_page_of, permission="expenses.view_expense"
-            )
+        for prefix, words in services.MESSAGES.items():
+            subjects.register(prefix, words=words, url=_page_of, permission="expenses.view_expense")
 
 
 def _page_of(expense_id: str) -> str:

@@ -374,14 +374,19 @@ def _already_exists(expense_id: str, workflow_id: str | None) -> AlreadyExists:
     )
 
 
+# The prefixes of the keys of an expense's messages, and the words for each message.
+MESSAGES: Final = {"expense-start:": "start of", "expense-decision:": "decision on"}
+_START, _DECISION = MESSAGES
+
+
 def decision_key(expense_id: str) -> str:
     """Key of the outbox message that carries the decision to the workflow."""
-    return f"expense-decision:{expense_id}"
+    return _DECISION + expense_id
 
 
 def start_key(expense_id: str) -> str:
     """Key of the outbox message that starts the workflow."""
-    return f"expense-start:{expense_id}"
+    return _START + expense_id
 
 
 def _record(

@@ -26,13 +26,13 @@ class TemporalUnavailable(exceptions.APIException):
 
 
 class JobFailed(exceptions.APIException):
-    """What the site passed the job on to failed: to the client it is a bad gateway."""
+    """The workflow failed; to the client the site is a gateway to it."""
 
     status_code = HTTPStatus.BAD_GATEWAY
     default_code = "job_failed"
 
 
-# Of JSON's own types: a number is no text, and "yes" no truth value.
+# DRF takes a number for a text, and "yes" for True; these fields take JSON's own types only.
 class _String(serializers.CharField):
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):
@@ -51,9 +51,12 @@ class JobSerializer(serializers.Serializer[Any]):
 
 
 class JobsView(ActorView):
-    """`POST` runs a job: 200 with its result once it has ended, 502 where it failed; 202 with its
-    id after `Prefer: wait=N` seconds (10), or at once where half of the threads wait already; 503
-    where Temporal does not answer."""
+    """`POST` runs a job.
+
+    200 with the result once the job has ended, 502 where it failed. 202 with the job's id after
+    `Prefer: wait=N` seconds (10 by default), or at once where half of the threads wait already.
+    503 where Temporal does not answer.
+    """
 
     def post(self, request: Request) -> Response:
         if not self.actor.may(services.RUN):
@@ -76,8 +79,8 @@ class JobsView(ActorView):
 
 
 class JobView(ActorView):
-    """`GET` how a job stands, by its id. The workflows of expenses and orders are for those with
-    the permission; others do not find them (requirements J2, X10)."""
+    """`GET` returns the state of a job, by its id. People with the permission also find the
+    workflows of expenses and orders (requirements J2, X10)."""
 
     def get(self, request: Request, job_id: str) -> Response:
         seen = contracts.is_job_workflow_id(job_id) or self.actor.may(services.VIEW)
@@ -87,11 +90,12 @@ class JobView(ActorView):
             raise TemporalUnavailable(str(error)) from error
         if run is None:
             raise exceptions.NotFound(f"Temporal knows no job {job_id} (any more).")
+        status, reason = services.status_of(run)
         state = {
             "job_id": job_id,
-            "status": run.status,
+            "status": status,
             "start_time": run.started_at,
             "end_time": run.ended_at,
             "attempt": run.attempt,
         }
-        return Response(state | ({"reason": run.reason} if run.reason else {}))
+        return Response(state | ({"reason": reason} if reason else {}))

@@ -1,4 +1,4 @@
-"""Jobs live in Temporal alone; here is the permission to run them."""
+"""The permissions to run jobs and to see runs. Jobs live in Temporal alone: there is no table."""
 
 from django.db import models
 

@@ -8,7 +8,7 @@ from jobs import api
 def _routes(*, at_root: bool) -> list[URLPattern]:
     return [
         re_path(r"^jobs/?$", api.JobsView.as_view(at_root=at_root)),
-        # A workflow's id is opaque: it may have slashes and line breaks.
+        # The id of a workflow is opaque: it may have slashes and line breaks.
         re_path(r"^jobs/(?P<job_id>(?s:.+?))/?$", api.JobView.as_view(at_root=at_root)),
     ]
 

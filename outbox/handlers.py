@@ -1,4 +1,4 @@
-"""How each kind of message is delivered. A domain registers its own kinds."""
+"""How each kind of message is delivered."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -29,7 +29,7 @@ async def complete_wait(temporal: client.Temporal, payload: dict[str, Any]) -> O
 
 async def start_workflow(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:
     """`{"workflow": type, "argument": <JSON>, "workflow_id": str, "queue": str}`, and `"memo"`
-    where the run has one by which it is told from others under its id"""
+    where several runs use one workflow id"""
     return await temporal.start_workflow(
         payload["workflow"],
         payload["argument"],

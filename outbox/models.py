@@ -1,4 +1,4 @@
-"""Messages: every effect that leaves the database, written with the change that causes it."""
+"""Messages: the effects that leave the database, each written with the change that causes it."""
 
 from concurrent.futures import Future
 
@@ -9,21 +9,21 @@ from access.text import OpaqueIdField
 from outbox import subjects
 from temporal.outcomes import Outcome
 
-# The effect did not come about, and a person has to look.
+# The effect did not happen, and a person has to look.
 ALARMING = (Outcome.CONFLICT, Outcome.UNDELIVERABLE, Outcome.DEAD)
-# The same for queries: a disjunction, since SQLite uses no partial index for an IN.
+# The same as a condition: a disjunction, since SQLite uses no partial index for an IN.
 NEEDS_ATTENTION = Q(*(("outcome", outcome) for outcome in ALARMING), _connector=Q.OR)
 
 
 class Message(models.Model):
     """One effect to deliver at least once.
 
-    `due_at` is also the lease: whoever takes a message pushes it into the future before the work,
-    so that a crash at any line leads to another attempt.
+    `due_at` is also the lease: a process that takes a message pushes `due_at` into the future
+    before it delivers, so that a crash at any line leads to another attempt.
     """
 
     kind = models.CharField(max_length=40)
-    # Compared by code point like the ids in it, or a search by id cannot use the index.
+    # An opaque id, like the id in it, so that a search by id can use the index.
     key = OpaqueIdField(
         max_length=200, unique=True, help_text="What it is about; one message for each."
     )

@@ -1,4 +1,4 @@
-"""Enqueue messages, once more where asked, and wait a moment for their report."""
+"""Enqueue, supersede and retry messages; wait a moment for the report of their delivery."""
 
 import concurrent.futures
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from outbox import deliverer, delivery
 from outbox.models import NEEDS_ATTENTION, Message
 from temporal.outcomes import Outcome
 
-# A web process delivers its own messages; after this the relay takes over.
+# A web process delivers its own messages; after this time the relay takes over.
 COMMIT_LEASE = timedelta(seconds=5)
 REPORT_SECONDS = 0.3
 
@@ -21,9 +21,9 @@ REPORT_SECONDS = 0.3
 def enqueue(kind: str, key: str, payload: dict[str, Any]) -> Message:
     """Insert a message in the caller's transaction and hand it over when that commits.
 
-    Where this process delivers, the message is inserted leased to it; elsewhere, and while
-    Temporal is known to be down, it is due at once and the relay takes it. The times are the
-    database's: those of the relays.
+    Where this process delivers, the message is inserted leased to it. In other processes, and
+    while Temporal is known to be down, it is due at once and the relay takes it. The times are the
+    database's, which the relays use too.
     """
     deliver_here = deliverer.is_ready()
     now = delivery.database_now()
@@ -35,16 +35,16 @@ def enqueue(kind: str, key: str, payload: dict[str, Any]) -> Message:
         due_at=now + COMMIT_LEASE if deliver_here else now,
     )
     if deliver_here:
-        # robust: what is committed is not answered with an error for its delivery (E9).
+        # robust: an error in the delivery must not fail a request that has committed (E9).
         transaction.on_commit(lambda: deliverer.hand_over(message), robust=True)
     return message
 
 
 def enqueue_again(kind: str, key: str, payload: dict[str, Any]) -> bool:
-    """Have an effect delivered once more, whatever became of its message: the settled one is
-    opened again with this payload, a missing one is inserted. False where one waits already.
+    """Have the relay deliver an effect once more.
 
-    The relay takes it. Two that ask at the same time queue it once.
+    A settled message is opened again with this payload, a missing message is inserted. False where
+    a message with this key waits already. Concurrent calls queue the effect once.
     """
     now = delivery.database_now()
     again = {"kind": kind, "payload": payload, "created_at": now, "due_at": now}
@@ -55,15 +55,15 @@ def enqueue_again(kind: str, key: str, payload: dict[str, Any]) -> bool:
 
 
 def supersede(key: str) -> None:
-    """The message ended with an alarm, and its effect comes about in another way."""
+    """Mark a message that ended with an alarm as OBSOLETE: its effect happens in another way."""
     Message.objects.filter(NEEDS_ATTENTION, key=key).update(
         outcome=Outcome.OBSOLETE, last_error="Superseded: the workflow is started again."
     )
 
 
 def settle(keys: Iterable[str], *, why: str) -> None:
-    """What the messages with these keys were to say is known to their workflow: they need neither
-    another attempt nor attention. An attempt under way changes nothing any more."""
+    """Mark messages that wait or alarm as OBSOLETE: their workflow needs them no longer. An attempt
+    under way changes nothing any more."""
     Message.objects.filter(Q(settled_at=None) | NEEDS_ATTENTION, key__in=keys).update(
         outcome=Outcome.OBSOLETE,
         settled_at=Coalesce("settled_at", delivery.database_now(), output_field=DateTimeField()),
@@ -72,16 +72,17 @@ def settle(keys: Iterable[str], *, why: str) -> None:
 
 
 def waiting(keys: Iterable[str]) -> set[str]:
-    """Those of the keys whose messages are still to be delivered."""
+    """The keys whose messages are not settled yet."""
     messages = Message.objects.filter(key__in=keys, settled_at=None)
     return set(messages.values_list("key", flat=True))
 
 
 def retry(messages: QuerySet[Message], *, now: datetime) -> int:
-    """Make messages due now (requirements X6); the number of those that are.
+    """Make messages due now, and return how many (requirements X6).
 
-    Waiting ones go before their back-off or lease ends, at worst twice. Those that settled with
-    an alarming outcome are opened again and wait from now on; delivered ones stay as they are.
+    A waiting message does not wait for the end of its back-off or lease, so it may be delivered
+    twice. A message with an alarming outcome is opened again and waits from now on. Other settled
+    messages stay as they are.
     """
     return messages.filter(Q(settled_at=None) | NEEDS_ATTENTION).update(
         created_at=Case(When(settled_at=None, then=F("created_at")), default=now),
@@ -92,10 +93,10 @@ def retry(messages: QuerySet[Message], *, now: datetime) -> int:
 
 
 def wait_for_report(messages: Iterable[Message]) -> list[Outcome | None]:
-    """Wait up to 300 ms for messages that this thread has committed; the outcome of each, None
-    where there is none yet.
+    """Wait up to 300 ms for messages that this thread has committed. Return their outcomes, None
+    for a message that has none yet.
 
-    Returns at once where none is under way, as while Temporal is known to be down.
+    Returns at once where no delivery is under way, for example while Temporal is known to be down.
     """
     reports = [message.report for message in messages]
     under_way = [report for report in reports if report is not None]

@@ -1,13 +1,12 @@
-"""What messages are about, for people. The outbox knows no domain: each registers the prefixes of
-its keys."""
+"""The subjects of messages, in words for people. Each domain registers the prefixes of its keys."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 
 class Subject(NamedTuple):
-    """`words` and `name` read as one: "decision on", "lunch-1". `url` is the page of what has
-    that name, for those with `permission`; both "" where there is none."""
+    """`words` and `name` read as one text: "decision on", "lunch-1". `url` is the page of the
+    named record, for people with `permission`; both "" where there is no page."""
 
     words: str
     name: str
@@ -22,13 +21,16 @@ _SUBJECTS: dict[str, Callable[[str], Subject]] = {}
 
 
 def register(prefix: str, *, words: str, url: Callable[[str], str], permission: str) -> None:
-    """Say what keys are about that consist of `prefix`, which ends with its only colon, and a
-    name; `url` makes the address of the name's page, without asking the database."""
+    """Register the subject of the keys that start with `prefix`, which ends with its only colon.
+
+    The rest of such a key is the name of a record, and `url` returns the page of the record
+    without a query.
+    """
     _SUBJECTS[prefix] = lambda name: Subject(words, name, url(name), permission)
 
 
 def of(key: str) -> Subject:
-    """What the message with this key is about."""
+    """The subject of the message with this key."""
     prefix, colon, name = key.partition(":")
     describe = _SUBJECTS.get(prefix + colon)
     return describe(name) if describe else Subject("message", key)

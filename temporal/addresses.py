@@ -1,4 +1,4 @@
-"""Callback addresses: where a waiting activity is completed."""
+"""Callback addresses: the task token and the ids by which a waiting activity is completed."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -8,10 +8,10 @@ from django.conf import settings
 
 from access.text import is_opaque_id
 
-# Fields of the server's task token, a protobuf (measured on server 1.32).
+# Field numbers in the server's task token, a protobuf (measured on server 1.32).
 _WORKFLOW_ID, _RUN_ID, _ACTIVITY_ID = 2, 3, 6
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
-# The longest id that is registered.
+# The longest id that a registration may name.
 ID_LENGTH = 255
 
 
@@ -20,7 +20,7 @@ class Unreadable(Exception):
 
 
 class Ids(NamedTuple):
-    """By which Temporal knows a waiting activity; "" for one that is not known."""
+    """The ids of a waiting activity in Temporal; "" for an unknown id."""
 
     workflow_id: str = ""
     run_id: str = ""
@@ -29,7 +29,7 @@ class Ids(NamedTuple):
 
 @dataclass(frozen=True)
 class Address:
-    """A task token and the ids that were registered with it; an id is "" where none was given.
+    """A task token and the ids that were registered with it; "" for an id that was not given.
 
     The token stays out of the repr, and so out of logs and exception texts.
     """
@@ -40,7 +40,7 @@ class Address:
     activity_id: str = ""
 
     def with_ids_of(self, ids: Ids) -> "Address":
-        """The address with these ids where it has none of its own."""
+        """The address, completed with these ids where it has none."""
         return Address(
             self.token,
             self.workflow_id or ids.workflow_id,
@@ -49,7 +49,7 @@ class Address:
         )
 
     def sealed(self) -> dict[str, str]:
-        """The address as JSON can hold it, its token encrypted."""
+        """The address as JSON, with the token encrypted."""
         return {
             "token": _fernet().encrypt(self.token).decode(),
             "workflow_id": self.workflow_id,
@@ -71,10 +71,10 @@ class Address:
 
 
 def ids_in_token(token: bytes) -> Ids:
-    """The ids inside a task token; "" where there is none, or none that may be registered.
+    """Read the ids inside a task token; "" for an id that is missing or may not be registered.
 
-    The format is the server's own, not a documented one: what it yields may refuse a
-    registration or repair a delivery, and nothing depends on its presence.
+    The server's format is not documented. The ids may refuse a registration or repair a delivery;
+    nothing depends on finding them.
     """
     strings: dict[int, str] = {}
     at = depth = 0
@@ -83,7 +83,7 @@ def ids_in_token(token: bytes) -> Ids:
             tag, at = _varint(token, at)
             number, wire_type = tag >> 3, tag & 7
             if wire_type in (_START_GROUP, _END_GROUP):
-                # The server passes over a group that it does not know, and what is inside.
+                # The server skips an unknown group and its contents.
                 depth += 1 if wire_type == _START_GROUP else -1
             elif wire_type == _VARINT:
                 _, at = _varint(token, at)
@@ -99,7 +99,7 @@ def ids_in_token(token: bytes) -> Ids:
     except (IndexError, UnicodeDecodeError):
         return Ids()
     ids = (strings.get(number, "") for number in (_WORKFLOW_ID, _RUN_ID, _ACTIVITY_ID))
-    return Ids(*(one if is_opaque_id(one, ID_LENGTH) else "" for one in ids))
+    return Ids(*(value if is_opaque_id(value, ID_LENGTH) else "" for value in ids))
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

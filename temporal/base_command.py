@@ -1,4 +1,4 @@
-"""The common ground of commands that call Temporal."""
+"""The base class of commands that call Temporal."""
 
 import logging
 import os
@@ -9,10 +9,10 @@ from django.core.management.base import BaseCommand
 
 
 class TemporalCommand(BaseCommand):
-    """Ends its process without finalizing the interpreter.
+    """A command that ends its process without finalizing the interpreter.
 
-    The SDK's threads ask for the GIL meanwhile, which aborts the process: of short commands that
-    were done, 2 to 5 in a hundred ended with SIGABRT (temporalio/sdk-python issue 300).
+    While the interpreter finalizes, the SDK's threads ask for the GIL, which aborts the process: 2
+    to 5 of a hundred short commands ended with SIGABRT (temporalio/sdk-python issue 300).
     """
 
     def run_from_argv(self, argv: list[str]) -> None:

@@ -55,7 +55,7 @@ class Unreachable(Exception):
     """The call had no certain answer; try again.
 
     `down` is True where the server did not answer at all, so that others need not ask now.
-    `status` is the server's answer, None where it gave none or does not know the namespace.
+    `status` is the server's answer, None where it gave none.
     """
 
     def __init__(
@@ -64,6 +64,16 @@ class Unreachable(Exception):
         self.down = down
         self.status = status
         super().__init__(text)
+
+
+class UnknownNamespace(Unreachable):
+    """The server has another namespace, or was wiped: a configuration error, not an answer."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Temporal does not know the namespace; check TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE.",
+            down=False,
+        )
 
 
 @contextlib.asynccontextmanager
@@ -161,13 +171,18 @@ class Temporal:
         """
         try:
             await self._complete(value, task_token=address.token)
+        except UnknownNamespace:
+            # The token has the namespace's id, which is another after the server was wiped.
+            if not address.workflow_id:
+                raise
         except Unreachable as error:
             if error.status is RPCStatusCode.INVALID_ARGUMENT and not address.workflow_id:
                 return Outcome.DEAD
             if error.status not in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.NOT_FOUND):
                 raise
-            return await self._complete_by_ids(address, value)
-        return Outcome.DELIVERED
+        else:
+            return Outcome.DELIVERED
+        return await self._complete_by_ids(address, value)
 
     async def complete_wait(
         self, workflow_id: str, activity_type: str, argument: str, value: str, *, started: bool
@@ -353,7 +368,7 @@ async def _connect() -> Client:
 
 
 def _not_there(*, started: bool) -> Outcome:
-    """The outcome where the run is unknown; Raises Unreachable while it may still be started."""
+    """The outcome where the run is unknown. Raises Unreachable while it may still be started."""
     if not started:
         raise Unreachable("The workflow is not started yet.", down=False)
     return Outcome.UNDELIVERABLE
@@ -400,12 +415,8 @@ def _first_run_id(description: Description) -> str:
 
 
 def _unanswered(error: RPCError) -> Unreachable:
-    # The server has another namespace, or was wiped: a configuration error, not an answer.
     if any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details):
-        return Unreachable(
-            "Temporal does not know the namespace; check TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE.",
-            down=False,
-        )
+        return UnknownNamespace()
     return Unreachable(
         f"Temporal answers {error.status.name}.", down=error.status in _SILENT, status=error.status
     )

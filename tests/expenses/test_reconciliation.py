@@ -442,7 +442,7 @@ async def test_failed_payment(installation: Installation) -> None:
             await installation.ends(expense_id)
     [difference] = await until_suspected()
     assert said(difference)[1:] == ("APPROVED", "its workflow ended: failed", START)
-    assert not difference.by_itself
+    assert not difference.automatic
     assert (await reconcile("--fix"))[0] == 0
     assert await deliver() == 1
     async with installation.worked():
@@ -612,7 +612,7 @@ def test_two_at_once_queue_once(again: Callable[[Expense], bool], settled: bool)
     assert Message.objects.filter(settled_at=None).count() == 1
 
 
-async def test_relay_compares_by_itself(worked: Installation) -> None:
+async def test_the_relay_compares_automatically(worked: Installation) -> None:
     """X1: `manage.py relay` finds and delivers a lost decision, and stops at SIGTERM."""
     expense_id = await worked.start()
     await decide(expense_id)

@@ -90,7 +90,7 @@ def test_no_worker(site: str, temporal: str, working: Working) -> None:
     well, said = bad()
     assert well == [f"Site at {site}: ok", "Temporal: ok"]
     assert re.fullmatch(
-        r"Worker: The job say-hello-workflow-\S+ was taken by none within 1 s\. "
+        r"Worker: The job say-hello-workflow-\S+ found no worker within 1 s\. "
         r"Start one \(`make up`, or `\./manage\.py runworker`\)\.",
         said,
     )

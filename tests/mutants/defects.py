@@ -145,15 +145,15 @@ DEFECTS: Final = (
     Defect(
         "no repair by ids where the token is of an earlier attempt",
         "temporal/client.py",
-        "            return await self._complete_by_ids(address, value)\n",
-        "            return Outcome.UNDELIVERABLE\n",
+        "        return await self._complete_by_ids(address, value)\n",
+        "        return Outcome.UNDELIVERABLE\n",
         "tests/temporal/test_client.py",
     ),
     Defect(
         "NOT_FOUND taken for delivered",
         "temporal/client.py",
-        "            return await self._complete_by_ids(address, value)\n",
-        "            return Outcome.DELIVERED\n",
+        "        return await self._complete_by_ids(address, value)\n",
+        "        return Outcome.DELIVERED\n",
         "tests/temporal/test_client.py",
     ),
     Defect(

@@ -101,14 +101,14 @@ class Domain:
         self.queued: list[str] = []
         self.looks = 0
 
-    def differs(self, subject: str, *, fixable: bool = False, by_itself: bool = False) -> None:
+    def differs(self, subject: str, *, fixable: bool = False, automatic: bool = False) -> None:
         def fix() -> bool:
             self.queued.append(subject)
             return self.queued.count(subject) == 1
 
         self.differences.append(
             Difference(
-                subject, "APPROVED", "[red]lost[/red]", "mend", fix if fixable else None, by_itself
+                subject, "APPROVED", "[red]lost[/red]", "mend", fix if fixable else None, automatic
             )
         )
 
@@ -224,7 +224,7 @@ class TestRelay:
             await reconciler.step()
             return [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
 
-        domain.differs("mended", fixable=True, by_itself=True)
+        domain.differs("mended", fixable=True, automatic=True)
         assert await alarms() == []
         assert domain.queued == ["mended"]
         for number in range(12):
@@ -271,7 +271,7 @@ class TestRelay:
                 await asyncio.sleep(0.01)
             assert {r.getMessage() for r in caplog.records if r.levelname != "DEBUG"} == set(said)
             domain.error = None
-            domain.differs("thing", fixable=True, by_itself=True)
+            domain.differs("thing", fixable=True, automatic=True)
             while not domain.queued:
                 await asyncio.sleep(0.01)
         running.cancel()

@@ -1,4 +1,4 @@
-"""`manage.py smoke`: run a job on the running site; where it fails, say which part is missing."""
+"""`manage.py smoke`: run a job on the running site, and name the part that fails."""
 
 import os
 import time
@@ -12,13 +12,13 @@ from jobs.services import Status
 
 SITE, TEMPORAL, WORKER = PARTS = ("Site", "Temporal", "Worker")
 JOB_SECONDS: Final = 10.0
-# For the answers themselves: the site gives Temporal up after half of it.
+# The time for an answer of the site, which itself waits half as long for Temporal.
 ANSWER_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.2
 
 
-class Missing(Exception):
-    """The text is the cause and its remedy."""
+class PartFailed(Exception):
+    """A part does not work; the text is the cause and its remedy."""
 
     def __init__(self, part: str, text: str) -> None:
         self.part = part
@@ -29,17 +29,17 @@ class Command(BaseCommand):
     help = (
         "Run a job on the running site (POST /jobs at EXPENSES_SITE_URL, with the token of "
         "EXPENSES_SITE_TOKEN if it is set) and report on the site, Temporal and the worker, and "
-        "the round-trip time. Where one of them is missing, names the cause and the remedy, and "
-        "exits with 1."
+        "the round-trip time. Where one of them does not work, name the cause and the remedy, and "
+        "exit with 1."
     )
     requires_system_checks = []
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             milliseconds = round(_round_trip() * 1000)
-        except Missing as missing:
-            self._say_ok(*PARTS[: PARTS.index(missing.part)])
-            raise CommandError(f"{_name(missing.part)}: {missing}") from missing
+        except PartFailed as failure:
+            self._say_ok(*PARTS[: PARTS.index(failure.part)])
+            raise CommandError(f"{_name(failure.part)}: {failure}") from failure
         self._say_ok(*PARTS)
         self.stdout.write(f"Round trip: {milliseconds} ms")
 
@@ -53,11 +53,11 @@ def _name(part: str) -> str:
 
 
 def _round_trip() -> float:
-    """How many seconds a job took, there and back. Raises Missing."""
+    """Run a job, and return how many seconds it took. Raises PartFailed."""
     token = os.environ.get("EXPENSES_SITE_TOKEN", "").strip()
     # The HTTP library quotes a header that it refuses.
     if not (token.isascii() and token.isprintable()):
-        raise Missing(SITE, "EXPENSES_SITE_TOKEN has characters that a header cannot carry.")
+        raise PartFailed(SITE, "EXPENSES_SITE_TOKEN has characters that a header cannot carry.")
     try:
         with httpx.Client(
             base_url=settings.EXPENSES_SITE_URL,
@@ -69,7 +69,7 @@ def _round_trip() -> float:
             _run_job(site, end=began + JOB_SECONDS)
             return time.monotonic() - began
     except (httpx.RequestError, httpx.InvalidURL) as error:
-        raise Missing(
+        raise PartFailed(
             SITE,
             f"it cannot be reached ({type(error).__name__}). Start it (`make up`), or correct "
             "EXPENSES_SITE_URL.",
@@ -81,7 +81,7 @@ def _run_job(site: httpx.Client, *, end: float) -> None:
     answer = _read(site.post("/jobs", json={"msg": "smoke"}, headers=wait))
     if "result" in answer:
         return
-    # The time is over, or half of the site's threads waited already and this has to ask.
+    # The time is over, or the site answered at once since half of its threads waited already.
     job = f"The job {answer['job_id']}"
     place = f"/jobs/{answer['job_id']}"
     while (run := _read(site.get(place)))["status"] == Status.RUNNING and time.monotonic() < end:
@@ -90,20 +90,20 @@ def _run_job(site: httpx.Client, *, end: float) -> None:
         case Status.COMPLETED, _:
             return
         case Status.RUNNING, 0:
-            raise Missing(
+            raise PartFailed(
                 WORKER,
-                f"{job} was taken by none within {JOB_SECONDS:g} s. Start one (`make up`, or "
+                f"{job} found no worker within {JOB_SECONDS:g} s. Start one (`make up`, or "
                 "`./manage.py runworker`).",
             )
         case Status.RUNNING, attempt:
             text = f"is still in its attempt {attempt} after {JOB_SECONDS:g} s"
         case _:
             text = run["reason"]
-    raise Missing(WORKER, f"{job} {text}. See the worker's log.")
+    raise PartFailed(WORKER, f"{job} {text}. See the worker's log.")
 
 
 def _read(answer: httpx.Response) -> dict[str, Any]:
-    """The body of a good answer. Raises Missing for any other."""
+    """The body of a good answer. Raises PartFailed for any other."""
     try:
         body = answer.json()
     except ValueError:
@@ -126,12 +126,12 @@ def _read(answer: httpx.Response) -> dict[str, Any]:
                 "correct EXPENSES_SITE_URL."
             )
         case 502, "job_failed":
-            raise Missing(WORKER, f"{body['detail']}. See the worker's log.")
+            raise PartFailed(WORKER, f"{body['detail']}. See the worker's log.")
         case 503, "temporal_unavailable":
-            raise Missing(
+            raise PartFailed(
                 TEMPORAL,
                 f"{body['detail']} Start it (`make up`), or set TEMPORAL_ADDRESS for the site.",
             )
         case status, _:
             fault = f"it answers {status}. See the site's log, or correct EXPENSES_SITE_URL."
-    raise Missing(SITE, fault)
+    raise PartFailed(SITE, fault)

@@ -17,9 +17,9 @@ from outbox import delivery, reconciliation
 from temporal import client
 from temporal.base_command import TemporalCommand
 
-# Of the table; the numbers below it count them all.
+# The table shows so many differences; the numbers below it count them all.
 ROWS = 1000
-# Where the output is no terminal, nobody folds lines.
+# The width where the output is no terminal.
 WIDTH = 200
 
 
@@ -52,14 +52,19 @@ class Command(TemporalCommand):
         table = Table("Subject", "Database", "Temporal", "Queued" if fix else "What --fix queues")
         found = fixable = 0
         try:
-            async for one in _differences():
+            async for difference in _differences():
                 found += 1
-                if one.fix is not None:
+                if difference.fix is not None:
                     fixable += 1
                     if fix:
-                        await reconciliation.fix(one)
+                        await reconciliation.fix(difference)
                 if found <= ROWS:
-                    table.add_row(*map(Text, (one.subject, one.record, one.workflow, one.remedy)))
+                    table.add_row(
+                        Text(difference.subject),
+                        Text(difference.record),
+                        Text(difference.workflow),
+                        Text(difference.remedy),
+                    )
         except client.Unreachable as error:
             raise CommandError(f"{error} Compare again when it answers.") from error
         finally:
