@@ -111,7 +111,7 @@ class OrderAdmin(DecidableAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Order]:
         return with_delivery(
             services.visible_to(request.user),  # type: ignore[arg-type]
-            [Concat(Value(key), OuterRef("order_id")) for key in services.message_keys("")],
+            [Concat(Value(prefix), OuterRef("order_id")) for prefix in services.MESSAGES],
         )
 
     # What is shown.

@@ -550,29 +550,30 @@ def _record(
     )
 
 
+# The prefixes of the keys of an order's messages, and the words for each message.
+MESSAGES: Final = {
+    "order-start:": "start of",
+    "order-decision:": "decision on",
+    "order-cancel:": "cancellation of",
+}
+_START, _DECISION, _CANCEL = MESSAGES
+
+
 def start_key(order_id: str) -> str:
-    """Key of the outbox message that starts the workflow."""
-    return f"order-start:{order_id}"
+    """Return the key of the message that starts the workflow."""
+    return _START + order_id
 
 
 def decision_key(order_id: str) -> str:
-    """Key of the outbox message that carries the decision to the workflow."""
-    return f"order-decision:{order_id}"
+    """Return the key of the message that carries the decision to the workflow."""
+    return _DECISION + order_id
 
 
 def cancel_key(order_id: str) -> str:
-    """Key of the outbox message that asks the workflow to cancel itself."""
-    return f"order-cancel:{order_id}"
-
-
-# The messages of an order, each with what it is in words.
-MESSAGES: Final = (
-    (start_key, "start of"),
-    (decision_key, "decision on"),
-    (cancel_key, "cancellation of"),
-)
+    """Return the key of the message that cancels the workflow."""
+    return _CANCEL + order_id
 
 
 def message_keys(order_id: str) -> list[str]:
-    """The keys of all messages of an order."""
-    return [key(order_id) for key, _ in MESSAGES]
+    """Return the keys of all messages of an order."""
+    return [prefix + order_id for prefix in MESSAGES]

@@ -37,7 +37,7 @@ class Explanation(NamedTuple):
     remedy: str = ""
 
 
-EXPLANATIONS: dict[Outcome | None, Explanation] = {
+EXPLANATIONS: dict[str | None, Explanation] = {
     None: Explanation(
         "waiting",
         "It is not delivered yet.",
@@ -164,7 +164,7 @@ class MessageAdmin(ReadOnlyAdmin):
         label={text.badge: _colour(outcome) for outcome, text in EXPLANATIONS.items()},
     )
     def badge(self, message: Message) -> str:
-        return _explained(message).badge
+        return EXPLANATIONS[message.outcome].badge
 
     def age(self, message: Message) -> str:
         return timesince(message.created_at, depth=1)
@@ -219,14 +219,15 @@ class MessageAdmin(ReadOnlyAdmin):
         **kwargs: Any,
     ) -> HttpResponse:
         subject = subjects.of(obj.key)
-        explanation = _explained(obj)
         context |= {
-            "explanation": explanation,
+            "explanation": EXPLANATIONS[obj.outcome],
             "colour": _colour(obj.outcome),
             "subject": subject,
             "subject_url": _url(subject, request),
             "may_retry": self.has_retry_permission(request) and obj.outcome not in _DONE,
-            "retries": _retries().filter(object_id=obj.pk).select_related("user"),
+            "retries": LogEntry.objects.filter(
+                content_type=ContentType.objects.get_for_model(Message), object_id=obj.pk
+            ).select_related("user"),
         }
         response: HttpResponse = super().render_change_form(
             request, context, *args, obj=obj, **kwargs
@@ -255,14 +256,5 @@ class MessageAdmin(ReadOnlyAdmin):
         return None
 
 
-def _explained(message: Message) -> Explanation:
-    return EXPLANATIONS[Outcome(message.outcome) if message.outcome else None]
-
-
 def _url(subject: subjects.Subject, request: HttpRequest) -> str:
     return subject.url if request.user.has_perm(subject.permission) else ""
-
-
-def _retries() -> QuerySet[LogEntry]:
-    content_type = ContentType.objects.get_for_model(Message)
-    return LogEntry.objects.filter(content_type=content_type).order_by("-action_time")

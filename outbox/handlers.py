@@ -30,13 +30,7 @@ async def complete_wait(temporal: client.Temporal, payload: dict[str, Any]) -> O
 async def start_workflow(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:
     """`{"workflow": type, "argument": <JSON>, "workflow_id": str, "queue": str}`, and `"memo"`
     where several runs use one workflow id"""
-    return await temporal.start_workflow(
-        payload["workflow"],
-        payload["argument"],
-        workflow_id=payload["workflow_id"],
-        queue=payload["queue"],
-        memo=payload.get("memo"),
-    )
+    return await temporal.start_workflow(**payload)
 
 
 async def signal_workflow(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:

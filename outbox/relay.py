@@ -1,6 +1,7 @@
 """The relay: delivers due messages, as long as it runs."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -43,7 +44,8 @@ class Relay:
                 log.error("The database does not answer (%s); trying again.", type(error).__name__)  # noqa: TRY400
                 pause = PROBE_SECONDS
             if pause:
-                await self._pause(pause)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), pause)
 
     async def step(self) -> float:
         """Lease, deliver and settle one batch; the seconds to pause before the next."""
@@ -61,15 +63,14 @@ class Relay:
         # Without an answer from Temporal, the next step asks at once.
         return PROBE_SECONDS if any(answers) else 0
 
-    async def lease(self, limit: int) -> list[Message]:
-        """Take up to `limit` due messages from the database. Raises Error."""
-        return await sync_to_async(self._lease)(limit)
-
-    async def settle(self, attempts: Sequence[delivery.Attempt]) -> None:
+    @sync_to_async
+    def settle(self, attempts: Sequence[delivery.Attempt]) -> None:
         """Store the results of the attempts. Raises Error."""
-        await sync_to_async(_settle)(attempts)
+        delivery.settle(attempts, now=delivery.database_now())
 
-    def _lease(self, limit: int) -> list[Message]:
+    @sync_to_async
+    def lease(self, limit: int) -> list[Message]:
+        """Take up to `limit` due messages from the database. Raises Error."""
         close_old_connections()
         now = delivery.database_now()
         self._alarm(now)
@@ -88,14 +89,3 @@ class Relay:
                 oldest.attempts,
                 oldest.last_error or "none yet",
             )
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            pass
-
-
-def _settle(attempts: Sequence[delivery.Attempt]) -> None:
-    delivery.settle(attempts, now=delivery.database_now())

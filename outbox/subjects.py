@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from django.contrib.admin.utils import quote
+from django.db.models import Model
+from django.urls import reverse
+
 
 class Subject(NamedTuple):
     """`words` and `name` read as one text: "decision on", "lunch-1". `url` is the page of the
@@ -20,13 +24,18 @@ class Subject(NamedTuple):
 _SUBJECTS: dict[str, Callable[[str], Subject]] = {}
 
 
-def register(prefix: str, *, words: str, url: Callable[[str], str], permission: str) -> None:
+def register(prefix: str, *, words: str, model: type[Model], own_id: str) -> None:
     """Register the subject of the keys that start with `prefix`, which ends with its only colon.
 
-    The rest of such a key is the name of a record, and `url` returns the page of the record
-    without a query.
+    The rest of such a key is the `own_id` of a record of `model`; its page is in the admin.
     """
-    _SUBJECTS[prefix] = lambda name: Subject(words, name, url(name), permission)
+    app, name = model._meta.app_label, model._meta.model_name
+    _SUBJECTS[prefix] = lambda value: Subject(
+        words,
+        value,
+        reverse(f"admin:{app}_{name}_change", args=[quote(value)], query={"_to_field": own_id}),
+        f"{app}.view_{name}",
+    )
 
 
 def of(key: str) -> Subject:

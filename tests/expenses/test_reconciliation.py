@@ -33,7 +33,7 @@ from expensesite.management.commands import relay as relay_command
 from outbox import reconciliation, relay
 from outbox.models import NEEDS_ATTENTION, Message
 from outbox.reconciliation import Difference, Reconciler
-from temporal import client
+from temporal import client, inspection
 from temporal.outcomes import Outcome
 from tests import factories
 from tests.conftest import Unchanged, at_once
@@ -588,7 +588,7 @@ async def test_more_suspects_than_are_asked(
         await decide(expense_id)
     await Message.objects.all().adelete()
     with monkeypatch.context() as pages:
-        pages.setattr(client, "PAGE_SIZE", 2)
+        pages.setattr(inspection, "PAGE_SIZE", 2)
         pages.setattr(reconciliation, "BATCH", 2)
         assert len(await until_suspected(3)) == len(await all_differences()) == 3
     monkeypatch.setattr(reconciliation, "SAMPLE", 1)

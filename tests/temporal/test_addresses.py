@@ -46,6 +46,7 @@ def test_ids_hidden_in_a_token() -> None:
     assert ids_in_token(token) == Ids("a", "r", "1")
     assert ids_in_token(token + b"\x7b\x7c") == Ids("a", "r", "1")
     assert ids_in_token(token + b"\x7b\x12\x01b\x7c") == Ids("a", "r", "1")
+    assert ids_in_token(b"\x7b" * 1000 + b"\x7c" * 1000 + token) == Ids("a", "r", "1")
     assert ids_in_token(b"\x12\x01\x00") == Ids()
     assert ids_in_token(b"\x12\x80\x02" + b"a" * 256) == Ids()
 

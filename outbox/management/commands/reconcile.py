@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -59,12 +60,8 @@ class Command(TemporalCommand):
                     if fix:
                         await reconciliation.fix(difference)
                 if found <= ROWS:
-                    table.add_row(
-                        Text(difference.subject),
-                        Text(difference.record),
-                        Text(difference.workflow),
-                        Text(difference.remedy),
-                    )
+                    cells = attrgetter("subject", "record", "workflow", "remedy")(difference)
+                    table.add_row(*map(Text, cells))
         except client.Unreachable as error:
             raise CommandError(f"{error} Compare again when it answers.") from error
         finally:
