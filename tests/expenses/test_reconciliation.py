@@ -242,7 +242,7 @@ def spoil(message: Message) -> None:
     [delete, settle(Outcome.DELIVERED), settle(Outcome.UNDELIVERABLE), spoil],
     ids=["deleted", "not delivered", "given up", "spoilt"],
 )
-async def test_lost_decision(
+async def test_a_lost_decision_is_delivered_again(
     worked: Installation,
     lose: Callable[[Message], None],
     unchanged: Unchanged,
@@ -276,7 +276,7 @@ async def test_lost_decision(
     await nothing_changes(unchanged)
 
 
-async def test_lost_decision_of_a_plain_client(server: TemporalServer) -> None:
+async def test_a_lost_decision_of_a_plain_client_is_delivered_again(server: TemporalServer) -> None:
     """X1: a workflow that the expense does not own is told at the activity that it registered."""
     async with waiter(await Client.connect(server.address)) as start:
         wait = await start(workflow_id=f"plain-{uuid.uuid4()}")
@@ -302,7 +302,7 @@ async def test_lost_decision_of_a_plain_client(server: TemporalServer) -> None:
         await again.handle.terminate()
 
 
-def test_workflow_that_serves_again() -> None:
+def test_a_workflow_id_that_served_twice_is_compared_once() -> None:
     """X7: of the expenses that a workflow id served, the open one is compared with it, whatever the
     clocks of the machines that made them; else the newest."""
     later = factories.NOW + timedelta(days=1)
@@ -350,7 +350,7 @@ async def test_nothing_differs_while_it_goes_on(worked: Installation) -> None:
     assert await all_differences() == []
 
 
-async def test_end_between_the_two_reads(installation: Installation) -> None:
+async def test_an_end_between_the_two_reads_is_no_difference(installation: Installation) -> None:
     """X1: an expense that is paid after its record was read, and before Temporal is asked, does
     not differ."""
     async with installation.worked():
@@ -369,8 +369,10 @@ async def test_end_between_the_two_reads(installation: Installation) -> None:
     assert await paid_once(expense_id)
 
 
-async def test_grace(worked: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """X1: what was decided, or is waited for, less than 30 s ago is under way."""
+async def test_young_changes_are_no_difference(
+    worked: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X1: a decision, and a wait, less than 30 s old is still under way."""
     monkeypatch.setattr(reconciliation, "GRACE", timedelta(seconds=30))
     ids = [await worked.start() for _ in range(2)]
     waits_since = timezone.now()
@@ -388,7 +390,7 @@ async def test_grace(worked: Installation, monkeypatch: pytest.MonkeyPatch) -> N
     assert sorted(await after(75)) == sorted(f"expense {one}" for one in ids)
 
 
-async def test_terminated(
+async def test_a_terminated_workflow_is_started_again_on_request_alone(
     worked: Installation, unchanged: Unchanged, caplog: pytest.LogCaptureFixture
 ) -> None:
     """X1, X2: a workflow that was ended before it paid is started again when a person says so; the
@@ -427,7 +429,7 @@ async def test_terminated(
     await nothing_changes(unchanged)
 
 
-async def test_failed_payment(installation: Installation) -> None:
+async def test_a_failed_payment_is_started_again_on_request(installation: Installation) -> None:
     """X2: an approved expense whose payment failed for good is paid once after a new start."""
 
     @activity.defn(name=contracts.PAYMENT)
@@ -451,11 +453,11 @@ async def test_failed_payment(installation: Installation) -> None:
     assert await all_differences() == []
 
 
-async def test_wiped_server(
+async def test_after_a_wiped_server_open_expenses_start_again(
     worked: Installation, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """X1: after the loss of Temporal's data the open expenses are carried on by new workflows;
-    of settled ones it need know nothing, as after retention."""
+    """X1: after the loss of Temporal's data new workflows carry the open expenses. Settled expenses
+    need no workflow, as after retention."""
     ids = [await worked.start() for _ in range(3)]
     created, approved, rejected = ids
     await decide(rejected, Verdict.REJECTED)
@@ -495,9 +497,11 @@ async def test_wiped_server(
         assert await all_differences() == []
 
 
-async def test_results_against_records(installation: Installation) -> None:
-    """X2: COMPLETED ⇔ result "COMPLETED", REJECTED ⇔ ""; whatever contradicts is named, and is
-    never mended by guessing."""
+async def test_each_contradicting_result_is_named_and_not_guessed_away(
+    installation: Installation,
+) -> None:
+    """X2: COMPLETED ⇔ result "COMPLETED", REJECTED ⇔ ""; the command names each contradiction
+    and fixes none by guessing."""
     states = (State.CREATED, State.APPROVED, State.REJECTED, State.WITHDRAWN, State.COMPLETED)
     expected: dict[tuple[State, str], str | None] = {
         (State.CREATED, ""): RESET,
@@ -564,7 +568,7 @@ async def test_results_against_records(installation: Installation) -> None:
     assert not await Message.objects.aexists()
 
 
-async def test_what_is_no_workflow_of_ours() -> None:
+async def test_workflows_of_others_are_left_to_their_clients() -> None:
     """X1, X7: an expense without a workflow has nothing to compare; one whose workflow a client
     started is named, and not started in its place."""
     await sync_to_async(factories.expense)("plain", State.APPROVED)
@@ -579,10 +583,10 @@ async def test_what_is_no_workflow_of_ours() -> None:
     assert difference.fix is None
 
 
-async def test_more_suspects_than_are_asked(
+async def test_more_suspects_than_a_sample_have_their_turn_later(
     worked: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """X1: the relay's look is bounded; what it leaves has its turn in the next minutes."""
+    """X1: the relay compares a bounded number; the others have their turn in the next minutes."""
     ids = [await worked.start() for _ in range(3)]
     for expense_id in ids:
         await decide(expense_id)
@@ -601,8 +605,10 @@ async def test_more_suspects_than_are_asked(
 
 @pytest.mark.parametrize("again", [services.deliver_again, services.start_again])
 @pytest.mark.parametrize("settled", [True, False])
-def test_two_at_once_queue_once(again: Callable[[Expense], bool], settled: bool) -> None:
-    """X1: two relays, or a relay and a person, that mend the same queue one message."""
+def test_two_concurrent_fixes_queue_one_message(
+    again: Callable[[Expense], bool], settled: bool
+) -> None:
+    """X1: two relays, or a relay and a person, that fix the same difference queue one message."""
     expense = factories.expense("race", State.APPROVED, workflow_id="expense_race")
     Message.objects.all().delete()
     if settled:
@@ -627,7 +633,7 @@ async def test_the_relay_compares_automatically(worked: Installation) -> None:
     assert await paid_once(expense_id)
 
 
-async def test_temporal_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_temporal_reconcile_exits_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
     """X1: the command says so, with exit code 1."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
     assert await reconcile() == (

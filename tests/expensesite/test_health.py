@@ -52,7 +52,7 @@ def waiting(key: str, *, seconds: float = 0, outcome: Outcome | None = None, **f
 
 @pytest.mark.parametrize("access", ["token", "open", "off"])
 def test_health_asks_nothing(client: Client, settings: Any, access: str) -> None:
-    """X6: the process is up, whoever asks and under whatever Host; no query (this test has no
+    """X6: the process is up, for everybody and under every Host; no query (this test has no
     database), no session, no cookie."""
     settings.EXPENSES_PROTOCOL_ACCESS = access
     answer = client.get("/health", headers=POD)
@@ -66,7 +66,7 @@ def test_health_asks_nothing(client: Client, settings: Any, access: str) -> None
 
 @pytest.mark.parametrize("path", ["/health", "/readyz", "/metrics"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-def test_methods(path: str, method: str) -> None:
+def test_other_methods_are_405(path: str, method: str) -> None:
     """X6: GET and HEAD alone; nothing else asks the database."""
     answer = Client(enforce_csrf_checks=True).generic(method, path)
     assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, HEAD")
@@ -77,7 +77,7 @@ def test_methods(path: str, method: str) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_ready(client: Client) -> None:
+def test_readiness_reports_delivery_and_stays_200_while_it_is_late(client: Client) -> None:
     """X6: anyone reads how delivery stands, and nothing about people. Late delivery leaves the
     site in service (X1)."""
     answer = client.get("/readyz", headers=POD)
@@ -146,7 +146,7 @@ def frozen_server() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("kind", ["no file", "frozen server"])
-def test_database_is_down(kind: str) -> None:
+def test_without_a_database_readiness_is_503_in_time(kind: str) -> None:
     """X6: without its database the site answers 503 before a probe gives up, says no more than
     that, and is up all the same."""
     with frozen_server() as frozen:
@@ -170,8 +170,8 @@ def test_database_is_down(kind: str) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_migrations_are_missing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """X6: not ready before the migrations, ready by itself after them, and then never asked
+def test_missing_migrations_are_503(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """X6: not ready before the migrations, ready after them without a restart, and then never asked
     again."""
     # As in a process that has just started.
     monkeypatch.setattr(health, "_database", health._Database())
@@ -199,7 +199,9 @@ def test_migrations_are_missing(client: Client, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("access", ["token", "open", "off"])
-def test_metrics_access(client: Client, settings: Any, access: str) -> None:
+def test_metrics_need_a_sign_in_outside_open_access(
+    client: Client, settings: Any, access: str
+) -> None:
     """X6, X8: who may see the outbox reads the metrics, in every mode; without signing in, this
     machine alone and in open access alone."""
     settings.EXPENSES_PROTOCOL_ACCESS = access
@@ -244,7 +246,7 @@ def samples(client: Client, **headers: str) -> dict[str, Any]:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("accept", ["*/*", "application/openmetrics-text;version=1.0.0"])
-def test_metrics(local: Client, accept: str) -> None:
+def test_metrics_count_what_waits_and_needs_attention(local: Client, accept: str) -> None:
     """X6: what waits by kind, how long, how often tried, and what needs attention by outcome; each
     is there before it happens."""
     zeros = {
@@ -280,7 +282,7 @@ def test_metrics(local: Client, accept: str) -> None:
 
 
 @pytest.mark.django_db
-def test_metrics_cost(local: Client, plans: Plans) -> None:
+def test_a_scrape_reads_no_delivered_message(local: Client, plans: Plans) -> None:
     """X6: a scrape does not read the messages that were delivered."""
     factories.delivered_messages(5000)
     waiting("young")

@@ -113,7 +113,9 @@ def told(temporal: str) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("path", JOBS)
-def test_job(temporal: str, working: Working, operator: Program, path: str) -> None:
+def test_a_job_answers_with_its_result(
+    temporal: str, working: Working, operator: Program, path: str
+) -> None:
     """J1, J2: a job is answered with its result, and described under its id."""
     before = datetime.now(UTC)
     with working():
@@ -133,14 +135,18 @@ def test_job(temporal: str, working: Working, operator: Program, path: str) -> N
 
 
 @pytest.mark.parametrize("msg", [" ", "é😀\n%s <b>", "x" * 2000], ids=ascii)
-def test_message_as_it_is(temporal: str, working: Working, operator: Program, msg: str) -> None:
+def test_a_message_comes_back_unchanged(
+    temporal: str, working: Working, operator: Program, msg: str
+) -> None:
     """J1: the message comes back unchanged; unknown fields are ignored."""
     with working():
         response = submit(operator, {"msg": msg, "fail_first_attempt": False, "more": [1]})
     assert response.json()["result"] == {"attempt": 1, "msg": f"Hello {msg}"}
 
 
-def test_failed_first_attempt(temporal: str, working: Working, operator: Program) -> None:
+def test_a_failed_first_attempt_is_repeated(
+    temporal: str, working: Working, operator: Program
+) -> None:
     """J2, J3: it fails once, then succeeds with attempt 2."""
     with working():
         answer = submit(operator, BODY | {"fail_first_attempt": True}).json()
@@ -149,7 +155,9 @@ def test_failed_first_attempt(temporal: str, working: Working, operator: Program
     assert (state["status"], state["attempt"]) == (2, 2)
 
 
-def test_failed_job(temporal: str, working: Working, operator: Program) -> None:
+def test_a_failed_job_answers_502_with_its_cause(
+    temporal: str, working: Working, operator: Program
+) -> None:
     """J1, J2, J3: after three failed attempts the answer names the job and the cause."""
     with working(failing):
         details = problem(submit(operator), 502)
@@ -161,7 +169,9 @@ def test_failed_job(temporal: str, working: Working, operator: Program) -> None:
     assert state == {"status": 3, "attempt": 3, "reason": "failed: RuntimeError: no hello"}
 
 
-def test_worker_absent(temporal: str, working: Working, operator: Program) -> None:
+def test_without_a_worker_the_answer_is_202_with_the_id(
+    temporal: str, working: Working, operator: Program
+) -> None:
     """J1, J2: without a worker 202 with the id, then RUNNING with no attempt; once a worker comes
     the job completes."""
     began = time.monotonic()
@@ -177,7 +187,9 @@ def test_worker_absent(temporal: str, working: Working, operator: Program) -> No
         eventually(lambda: described(operator, job_id)["status"] == 2)
 
 
-def test_no_waiting(temporal: str, working: Working, operator: Program) -> None:
+def test_a_client_that_does_not_wait_gets_202_at_once(
+    temporal: str, working: Working, operator: Program
+) -> None:
     """J1: `wait=0` is answered at once."""
     response = submit(operator, **AT_ONCE)
     assert response.status_code == 202
@@ -185,11 +197,10 @@ def test_no_waiting(temporal: str, working: Working, operator: Program) -> None:
         eventually(lambda: described(operator, response.json()["job_id"])["status"] == 2)
 
 
-def test_no_free_thread(
+def test_without_a_free_thread_the_answer_is_202_at_once(
     temporal: str, working: Working, operator: Program, no_free_thread: None
 ) -> None:
-    """J1, design, Speed: at most half of the threads wait; the next job is answered 202 at once,
-    and runs."""
+    """J1: at most half of the threads wait; the next job is answered 202 at once, and runs."""
     response = submit(operator, Prefer="wait=60")
     assert response.status_code == 202
     with working():
@@ -199,7 +210,7 @@ def test_no_free_thread(
 # How a run stands
 
 
-def test_attempts_of_a_running_job(
+def test_a_running_job_shows_its_highest_attempt(
     working: Working,
     operator: Program,
     started: Callable[..., str],
@@ -217,7 +228,9 @@ def test_attempts_of_a_running_job(
     assert (state["status"], state["attempt"], state["reason"]) == (3, 1, "terminated: as said")
 
 
-def test_paused(asking: None, operator: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_paused_run_is_running(
+    asking: None, operator: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """J2: a run that somebody paused is RUNNING."""
     job_id = run_id()
 
@@ -236,7 +249,7 @@ def test_paused(asking: None, operator: Program, monkeypatch: pytest.MonkeyPatch
     assert (state["status"], state["end_time"], state["attempt"]) == (1, None, 0)
 
 
-def test_cancelled(
+def test_a_cancelled_run_is_failed_with_its_reason(
     working: Working,
     operator: Program,
     started: Callable[..., str],
@@ -251,7 +264,7 @@ def test_cancelled(
     assert (state["status"], state["attempt"], state["reason"]) == (3, 1, "cancelled")
 
 
-def test_terminated_and_timed_out(
+def test_terminated_and_timed_out_runs_are_failed_with_their_reason(
     operator: Program, started: Callable[..., str], told: Callable[..., None]
 ) -> None:
     """J2: so is a terminated one, with what was said of it, and one whose time was over."""
@@ -273,7 +286,7 @@ def test_terminated_and_timed_out(
     ],
     ids=ascii,
 )
-def test_any_workflow_of_the_project(
+def test_workflows_of_expenses_and_orders_are_found(
     operator: Program,
     started: Callable[..., str],
     told: Callable[..., None],
@@ -293,13 +306,13 @@ def test_any_workflow_of_the_project(
 
 
 @pytest.mark.parametrize("job_id", ["nope", " ", "\0", "\ufffd", "\n", "/", "x" * 5000], ids=ascii)
-def test_unknown_id(temporal: str, operator: Program, job_id: str) -> None:
+def test_an_unknown_id_is_404(temporal: str, operator: Program, job_id: str) -> None:
     """J2: an unknown id is 404, as problem details."""
     for root in ("", "/api/v1"):
         problem(operator.get(f"{root}/jobs/{quote(job_id, safe='')}"), 404)
 
 
-def test_foreign_workflow(
+def test_a_workflow_of_another_type_is_404(
     operator: Program, started: Callable[..., str], told: Callable[..., None]
 ) -> None:
     """J2: a workflow of another project in the same namespace is not described."""
@@ -320,7 +333,9 @@ def unavailable(response: Any, detail: str | None = None) -> None:
     assert response["Retry-After"] == "2"
 
 
-def test_no_temporal(no_temporal: None, operator: Program, unchanged: Unchanged) -> None:
+def test_without_temporal_the_answer_is_503(
+    no_temporal: None, operator: Program, unchanged: Unchanged
+) -> None:
     """J1, J2: Temporal that is down is told at once, with when to come again; nothing is left
     behind."""
     with unchanged():
@@ -330,7 +345,7 @@ def test_no_temporal(no_temporal: None, operator: Program, unchanged: Unchanged)
             unavailable(operator.get(f"{root}/jobs/x"))
 
 
-def test_unknown_namespace(
+def test_an_unknown_namespace_is_503_and_not_404(
     temporal: str, operator: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """J2: a namespace that Temporal does not know is no unknown job."""
@@ -340,7 +355,7 @@ def test_unknown_namespace(
     unavailable(operator.get("/jobs/x"), detail)
 
 
-def test_frozen_temporal(
+def test_a_frozen_temporal_is_given_up_in_seconds(
     asking: None,
     operator: Program,
     unchanged: Unchanged,
@@ -376,7 +391,9 @@ def test_frozen_temporal(
     ],
     ids=lambda value: ascii(value)[:40],
 )
-def test_wrong_body(no_temporal: None, operator: Program, body: Any, field: str) -> None:
+def test_a_wrong_body_is_refused_by_field(
+    no_temporal: None, operator: Program, body: Any, field: str
+) -> None:
     """J1: a wrong field is named, and nothing is started."""
     if isinstance(body, str):
         body = f'"{body}"'
@@ -384,14 +401,14 @@ def test_wrong_body(no_temporal: None, operator: Program, body: Any, field: str)
     assert list(details["errors"]) == [field]
 
 
-def test_no_json(no_temporal: None, operator: Program) -> None:
+def test_a_body_that_is_no_json_is_refused(no_temporal: None, operator: Program) -> None:
     """J1: so is a body that is no JSON, or not said to be."""
     problem(submit(operator, "{"), 400)
     problem(operator.post("/jobs", BODY), 415)
 
 
 @pytest.mark.parametrize("path", JOBS)
-def test_methods(no_temporal: None, operator: Program, path: str) -> None:
+def test_other_methods_are_405(no_temporal: None, operator: Program, path: str) -> None:
     """J1, J2: other methods are refused as problem details."""
     problem(operator.get(path), 405)
     problem(operator.put(path), 405)
@@ -400,7 +417,7 @@ def test_methods(no_temporal: None, operator: Program, path: str) -> None:
 
 
 @pytest.mark.parametrize("group", groups.NAMES)
-def test_who_may(no_temporal: None, group: str) -> None:
+def test_groups_without_the_permission_are_refused(no_temporal: None, group: str) -> None:
     """J1, J2, X8, X10: operators and workers run jobs; anyone signed in reads how they stand. The
     workflows of expenses and orders are found by those alone who see all of these."""
     program = Program(group)
@@ -415,7 +432,7 @@ def test_who_may(no_temporal: None, group: str) -> None:
             problem(found, 404 if group == groups.EMPLOYEE else 503)
 
 
-def test_anonymous(no_temporal: None, client: Browser) -> None:
+def test_anonymous_requests_are_refused(no_temporal: None, client: Browser) -> None:
     """J1, J2, X8: in mode token nobody runs or reads jobs without signing in."""
     for path in JOBS:
         for response in (submit(client, path=path), client.get(f"{path.rstrip('/')}/x")):
@@ -423,7 +440,9 @@ def test_anonymous(no_temporal: None, client: Browser) -> None:
             assert response["WWW-Authenticate"] == "Bearer"
 
 
-def test_open(temporal: str, working: Working, local: Browser) -> None:
+def test_open_access_runs_jobs_without_a_sign_in(
+    temporal: str, working: Working, local: Browser
+) -> None:
     """J1, J2, X8: at the local installation nobody signs in, but under /api/v1/."""
     with working():
         response = submit(local)
@@ -433,7 +452,9 @@ def test_open(temporal: str, working: Working, local: Browser) -> None:
     problem(submit(local, **{"Sec-Fetch-Site": "cross-site"}), 403)
 
 
-def test_off(no_temporal: None, operator: Program, settings: Any) -> None:
+def test_switched_off_root_routes_are_404(
+    no_temporal: None, operator: Program, settings: Any
+) -> None:
     """J1, J2, X8: switched off, the root has no jobs; /api/v1/ has."""
     settings.EXPENSES_PROTOCOL_ACCESS = "off"
     problem(submit(operator), 404)

@@ -45,7 +45,9 @@ def bad() -> tuple[list[str], str]:
     return output.getvalue().splitlines(), str(error.value)
 
 
-def test_all_well(site: str, temporal: str, working: Working) -> None:
+def test_it_reports_each_part_and_the_round_trip(
+    site: str, temporal: str, working: Working
+) -> None:
     """J1: site, Temporal, worker, and the round-trip time."""
     with working():
         lines = good()
@@ -53,7 +55,7 @@ def test_all_well(site: str, temporal: str, working: Working) -> None:
     assert re.fullmatch(r"Round trip: \d+ ms", lines[-1])
 
 
-def test_token(
+def test_the_token_of_a_permitted_user_is_needed(
     site: str,
     temporal: str,
     working: Working,
@@ -79,13 +81,15 @@ def test_token(
         assert "Worker: ok" in good()
 
 
-def test_busy_site(site: str, temporal: str, working: Working, no_free_thread: None) -> None:
+def test_a_busy_site_is_asked_again(
+    site: str, temporal: str, working: Working, no_free_thread: None
+) -> None:
     """J1: where the site has no thread to wait with, it asks until the job has ended."""
     with working():
         assert "Worker: ok" in good()
 
 
-def test_no_worker(site: str, temporal: str, working: Working) -> None:
+def test_a_missing_worker_is_named(site: str, temporal: str, working: Working) -> None:
     """J1: a job that nobody takes means that there is no worker."""
     well, said = bad()
     assert well == [f"Site at {site}: ok", "Temporal: ok"]
@@ -96,7 +100,9 @@ def test_no_worker(site: str, temporal: str, working: Working) -> None:
     )
 
 
-def test_hanging_worker(site: str, temporal: str, working: Working) -> None:
+def test_a_hanging_worker_is_named_with_its_attempt(
+    site: str, temporal: str, working: Working
+) -> None:
     """J1: a worker that took the job and does not get on is another fault."""
     with working(hanging):
         well, said = bad()
@@ -107,7 +113,7 @@ def test_hanging_worker(site: str, temporal: str, working: Working) -> None:
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_failing_worker(
+def test_a_failing_worker_is_named_with_the_cause(
     site: str,
     temporal: str,
     working: Working,
@@ -126,7 +132,7 @@ def test_failing_worker(
     assert re.fullmatch(rf"Worker: The job \S+ {cause}", said)
 
 
-def test_no_temporal(site: str, no_temporal: None) -> None:
+def test_a_missing_temporal_is_named(site: str, no_temporal: None) -> None:
     """J1: Temporal that does not answer the site."""
     assert bad() == (
         [f"Site at {site}: ok"],
@@ -135,7 +141,7 @@ def test_no_temporal(site: str, no_temporal: None) -> None:
     )
 
 
-def test_switched_off(site: str, settings: Any) -> None:
+def test_a_site_without_jobs_is_named(site: str, settings: Any) -> None:
     """J1, X8: without the plain endpoints there is nothing to ask."""
     settings.EXPENSES_PROTOCOL_ACCESS = "off"
     assert bad() == (
@@ -146,7 +152,9 @@ def test_switched_off(site: str, settings: Any) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "127.0.0.1:{port}", "http://a:b", ""])
-def test_unreachable_site(settings: Any, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_an_unreachable_site_is_named(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
     """J1: a site that is not there, and an address that can be none."""
     url = url.format(port=free_port())
     at(url, settings, monkeypatch)
@@ -175,7 +183,7 @@ def test_unreachable_site(settings: Any, monkeypatch: pytest.MonkeyPatch, url: s
         ),
     ],
 )
-def test_answers_of_others(
+def test_answers_of_another_program_are_named(
     settings: Any, monkeypatch: pytest.MonkeyPatch, answer: sites.Answer, fault: str
 ) -> None:
     """J1: what is not the site's answer to a job is the site's fault, not Temporal's."""
@@ -186,7 +194,9 @@ def test_answers_of_others(
 
 
 @pytest.mark.parametrize("token", ["a\nb", "é"])
-def test_impossible_token(settings: Any, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+def test_a_token_that_no_header_carries_is_named_and_not_shown(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
     """J1, X8: a token that no header carries is refused, and not shown."""
     at("http://127.0.0.1:1", settings, monkeypatch, token)
     said = "Site at http://127.0.0.1:1: EXPENSES_SITE_TOKEN has characters that a header cannot "

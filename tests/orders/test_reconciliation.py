@@ -122,11 +122,11 @@ TAKE: dict[str, Callable[[str], Any]] = {
 
 @pytest.mark.parametrize("what", TAKE)
 @pytest.mark.parametrize("delivered", [True, False], ids=["not delivered", "deleted"])
-async def test_what_its_workflow_was_not_told(
+async def test_a_workflow_that_still_waits_is_notified_again(
     shop: Shop, what: str, delivered: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """X1: an order was decided, or cancelled, and its workflow still waits: the relay tells it by
-    itself, once, and it ends as the records say."""
+    """X1: an order was decided, or cancelled, and its workflow still waits. The relay notifies it
+    once, without being asked, and it ends as the records say."""
     async with shop.worked(relay=False):
         workflow_id = await shop.order("SKU-1001")
         await deliver()
@@ -204,7 +204,9 @@ MOMENTS: dict[str, Callable[[Shop], Any]] = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-async def test_terminated(shop: Shop, moment: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_terminated_workflow_is_started_again_on_request_alone(
+    shop: Shop, moment: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """X1, O5: a workflow that somebody terminated is started again when a person says so, and then
     carries the order to its end: stock and money are exact. The relay names it."""
     workflow_id = await MOMENTS[moment](shop)
@@ -267,7 +269,7 @@ async def end(shop: Shop, order: Order, how: str) -> None:
         await handle.result()
 
 
-async def test_ends_against_records(shop: Shop) -> None:
+async def test_each_contradicting_end_is_named(shop: Shop) -> None:
     """X1: completed ⇔ completed, failed ⇔ failed, cancelled ⇔ completed or canceled. Whatever
     differs is named, and nothing is started that Temporal would refuse to start."""
     ends = ("completed", "failed", "canceled", "terminated", "timed out")
@@ -320,8 +322,8 @@ async def test_ends_against_records(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("state", FINAL)
-async def test_ended_order_whose_workflow_is_started_again(shop: Shop, state: State) -> None:
-    """X1, X2, O5: of an order that has ended nothing is done or undone twice."""
+async def test_a_workflow_of_an_ended_order_ends_as_the_order_did(shop: Shop, state: State) -> None:
+    """X1, X2, O5: nothing of an ended order is done or undone twice."""
     order = await sync_to_async(factories.order)("ended", state, large=True)
     await Message.objects.all().adelete()
     handle: WorkflowHandle[Any, Any] = await shop.client.start_workflow(
@@ -339,7 +341,9 @@ async def test_ended_order_whose_workflow_is_started_again(shop: Shop, state: St
     assert [step async for step in after.values()] == steps
 
 
-async def test_wiped_server(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_a_wiped_server_open_orders_start_again(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """X1: after the loss of Temporal's data the open orders are carried on by new workflows; of
     those that ended it need know nothing, as after retention."""
     async with shop.worked(relay=False):
@@ -398,9 +402,9 @@ async def test_nothing_differs_while_it_goes_on(shop: Shop) -> None:
     assert await differences() == []
 
 
-async def test_workflow_that_no_worker_takes_up(shop: Shop) -> None:
-    """X1: while a worker has something to do for it, the workflow goes on by itself, however long
-    the worker is away; told again each minute it would go on no sooner."""
+async def test_a_workflow_without_a_worker_is_no_difference(shop: Shop) -> None:
+    """X1: a workflow for which a worker has something to do goes on without help, however long the
+    worker is away. A notification each minute would change nothing."""
     async with shop.worked(relay=False):
         workflow_id = await shop.order("SKU-1001")
         await deliver()
@@ -411,8 +415,8 @@ async def test_workflow_that_no_worker_takes_up(shop: Shop) -> None:
     assert await differences() == []
 
 
-async def test_grace(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """X1: what was decided, or cancelled, less than 30 s ago is under way."""
+async def test_young_changes_are_no_difference(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """X1: a decision or a cancellation less than 30 s old is still under way."""
     monkeypatch.setattr(reconciliation, "GRACE", timedelta(seconds=30))
     async with shop.worked(relay=False):
         ids = [await shop.order("SKU-1001") for _ in range(2)]
@@ -437,8 +441,10 @@ async def test_grace(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("again", [services.tell_again, services.start_again])
 @pytest.mark.parametrize("settled", [True, False])
-def test_two_at_once_queue_once(again: Callable[[Order], bool], settled: bool) -> None:
-    """X1: two relays, or a relay and a person, that mend the same queue one message."""
+def test_two_concurrent_fixes_queue_one_message(
+    again: Callable[[Order], bool], settled: bool
+) -> None:
+    """X1: two relays, or a relay and a person, that fix the same difference queue one message."""
     order = factories.order("race", large=True)
     Message.objects.all().delete()
     if settled:

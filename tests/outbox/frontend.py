@@ -87,7 +87,7 @@ class Run:
     attempt: int = 1
     timed_out: bool = False
     result: Payload | None = None
-    # By a request; not by whoever else the test lets complete it.
+    # Completed by a request of the site, not by the schedule.
     told: bool = False
 
     @property

@@ -79,7 +79,9 @@ def listed(client: Client, query: str = "") -> list[str]:
 @pytest.mark.parametrize(
     "group", [groups.EMPLOYEE, groups.APPROVER, groups.FINANCE, groups.WORKER, None]
 )
-def test_others_see_nothing(client: Client, unchanged: Unchanged, group: str | None) -> None:
+def test_others_see_and_retry_nothing(
+    client: Client, unchanged: Unchanged, group: str | None
+) -> None:
     """X6, X8: the outbox is for operators and auditors."""
     message = decision("lunch", Outcome.DEAD)
     if group:
@@ -105,7 +107,7 @@ def test_auditor_sees_and_cannot_retry(client: Client, unchanged: Unchanged) -> 
     assert not LogEntry.objects.exists()
 
 
-def test_no_csrf_token(operator: User, unchanged: Unchanged) -> None:
+def test_a_retry_without_a_csrf_token_changes_nothing(operator: User, unchanged: Unchanged) -> None:
     """X8: a retry without the CSRF token."""
     browser = Client(enforce_csrf_checks=True)
     browser.force_login(operator)
@@ -122,7 +124,9 @@ def test_get_retries_nothing(desk: Client, unchanged: Unchanged) -> None:
 
 
 @pytest.mark.parametrize("ticked", ["x", "", "\0", "1.5", "9" * 30, "a" * 5000])
-def test_ticked_row_is_no_message(desk: Client, unchanged: Unchanged, ticked: str) -> None:
+def test_a_forged_row_is_named_and_changes_nothing(
+    desk: Client, unchanged: Unchanged, ticked: str
+) -> None:
     """X6: a forged row is a message to the person and no server error."""
     message = decision("lunch", Outcome.DEAD)
     with unchanged():
@@ -134,7 +138,9 @@ def test_ticked_row_is_no_message(desk: Client, unchanged: Unchanged, ticked: st
 
 
 @pytest.mark.parametrize("ticked", ["0", "-1"])
-def test_ticked_row_is_gone(desk: Client, unchanged: Unchanged, ticked: str) -> None:
+def test_a_row_that_does_not_exist_changes_nothing(
+    desk: Client, unchanged: Unchanged, ticked: str
+) -> None:
     """X6: a number that is no message's retries nothing."""
     with unchanged():
         assert retry(desk, ticked, from_its_page="1").status_code == 302
@@ -154,7 +160,9 @@ def test_messages_are_read_only(client: Client, unchanged: Unchanged, superuser:
 # Retry
 
 
-def test_retry_of_each_kind(desk: Client, operator: User) -> None:
+def test_retry_requeues_waiting_and_alarming_messages_and_leaves_done_ones(
+    desk: Client, operator: User
+) -> None:
     """X6: a click makes what waits due now, opens what could not take effect, and leaves what was
     delivered; the person reads which, and the log of the admin keeps who clicked."""
     later = delivery.database_now() + timedelta(hours=1)
@@ -187,7 +195,7 @@ def test_retry_of_each_kind(desk: Client, operator: User) -> None:
     ]
 
 
-def test_retry_on_its_page(desk: Client) -> None:
+def test_the_button_of_a_message_leads_back_to_its_page(desk: Client) -> None:
     """X6: the button leads back to the message's page, which shows who retried it."""
     message = decision("lunch", Outcome.UNDELIVERABLE)
     html = page_of(desk, message)
@@ -204,7 +212,7 @@ def test_retry_on_its_page(desk: Client) -> None:
     assert "Retried by" not in page_of(desk, decision("taxi"))
 
 
-def test_delivered_since_the_list_was_opened(desk: Client, unchanged: Unchanged) -> None:
+def test_a_message_delivered_meanwhile_is_left_alone(desk: Client, unchanged: Unchanged) -> None:
     """X6: a row that left the list meanwhile is reported too."""
     message = decision("lunch")
     assert listed(desk) == ["lunch"]
@@ -213,7 +221,7 @@ def test_delivered_since_the_list_was_opened(desk: Client, unchanged: Unchanged)
         assert told(retry(desk, message)) == ["1 already done, left alone."]
 
 
-def test_rows_not_seen_are_untouched(desk: Client) -> None:
+def test_select_across_retries_the_ticked_rows_alone(desk: Client) -> None:
     """X4, X6: select_across=1 retries the ticked rows alone."""
     ticked, other = decision("a", Outcome.DEAD), decision("b", Outcome.DEAD)
     retry(desk, ticked, select_across="1")
@@ -224,7 +232,7 @@ def test_rows_not_seen_are_untouched(desk: Client) -> None:
 # What is shown
 
 
-def test_all_delivered(desk: Client) -> None:
+def test_one_sentence_says_that_nothing_is_open(desk: Client) -> None:
     """X6: one sentence when nothing is open."""
     decision("lunch", Outcome.DELIVERED)
     html = desk.get(LIST).content.decode()
@@ -233,7 +241,9 @@ def test_all_delivered(desk: Client) -> None:
 
 
 @pytest.mark.parametrize(("minutes", "late"), [(0.5, ""), (5, ": late")])
-def test_summary(desk: Client, minutes: float, late: str) -> None:
+def test_the_summary_counts_what_waits_and_needs_attention(
+    desk: Client, minutes: float, late: str
+) -> None:
     """X6: how many wait, how long and why the oldest does, and how many need attention."""
     now = delivery.database_now()
     decision("young", created_at=now)
@@ -278,7 +288,9 @@ def test_summary(desk: Client, minutes: float, late: str) -> None:
         ("q=" + "a" * 60_000, []),
     ],
 )
-def test_what_is_listed(desk: Client, query: str, names: list[str] | None) -> None:
+def test_each_listing_shows_its_messages_in_order(
+    desk: Client, query: str, names: list[str] | None
+) -> None:
     """X6: what is open comes first, the oldest first; everything is within reach, and a search
     finds what was delivered."""
     now = delivery.database_now()
@@ -306,7 +318,7 @@ def test_what_is_listed(desk: Client, query: str, names: list[str] | None) -> No
         (Outcome.DEAD, "unreadable", "Reset the run", "its address cannot be read"),
     ],
 )
-def test_outcome_in_words(
+def test_each_outcome_has_words_and_a_remedy_where_one_exists(
     desk: Client, outcome: Outcome | None, badge: str, remedy: str | None, why: str
 ) -> None:
     """X6: the list says how a delivery stands and why; its page what that means and what to do;
@@ -323,7 +335,7 @@ def test_outcome_in_words(
     assert ("Retry now" in html) is (remedy is not None)
 
 
-def test_next_try(desk: Client) -> None:
+def test_a_waiting_message_shows_its_next_try(desk: Client) -> None:
     """X6: when a waiting message is tried next."""
     now = delivery.database_now()
     due, later = decision("a", due_at=now), decision("b", due_at=now + timedelta(seconds=100))
@@ -346,7 +358,7 @@ def test_payload_is_shown_nowhere(desk: Client) -> None:
 
 
 @pytest.mark.parametrize("expense_id", ["lunch-1", ODD, "x" * 100, " a "])
-def test_links_to_the_expense_and_back(desk: Client, expense_id: str) -> None:
+def test_message_and_expense_link_to_each_other(desk: Client, expense_id: str) -> None:
     """X6: from the list and the message's page to the expense, whatever its id, and back."""
     message = decision(expense_id)
     expense = Expense.objects.get()
@@ -362,7 +374,7 @@ def test_links_to_the_expense_and_back(desk: Client, expense_id: str) -> None:
         assert f"{LIST}{message.pk}/change/" in back
 
 
-def test_links_are_for_those_who_may_follow(client: Client) -> None:
+def test_links_are_shown_to_people_who_may_follow_them(client: Client) -> None:
     """X6: who may not see expenses, or not the outbox, has no link to them."""
     message = decision("lunch")
     person = factories.user()
@@ -375,7 +387,7 @@ def test_links_are_for_those_who_may_follow(client: Client) -> None:
     assert ("lunch" in expense, LIST in expense) == (True, False)
 
 
-def test_message_of_no_known_domain(desk: Client) -> None:
+def test_a_key_of_no_domain_is_shown_as_it_is(desk: Client) -> None:
     """X6: a key that nobody registered is shown as it is."""
     now = delivery.database_now()
     message = Message.objects.create(
@@ -385,7 +397,7 @@ def test_message_of_no_known_domain(desk: Client) -> None:
     assert "&lt;i&gt;x" in desk.get(LIST).content.decode()
 
 
-def test_start_of_a_workflow(desk: Client) -> None:
+def test_the_start_of_a_workflow_is_named_and_linked(desk: Client) -> None:
     """X6: the start of a workflow is named as one, and linked."""
     factories.expense("taxi", submitter=factories.user(groups.EMPLOYEE))
     html = page_of(desk, Message.objects.get())

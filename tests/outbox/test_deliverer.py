@@ -72,10 +72,10 @@ def outcome(key: str = "k") -> str | None:
     return Message.objects.get(key=key).outcome
 
 
-async def test_delivered_at_commit(
+async def test_a_web_process_delivers_and_settles_what_it_commits(
     delivering: None, waiting: Waiter, temporal_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Design rule 2: the web process delivers what it commits, and settles it."""
+    """X1: the web process delivers what it commits, and settles it."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal_address)
     wait = await waiting()
     address = await wait.address()
@@ -101,7 +101,7 @@ def test_rolled_back_is_not_delivered(delivering: None) -> None:
 
 
 def test_without_a_deliverer_the_relay_has_it_at_once() -> None:
-    """Design rule 2: a process that does not deliver leaves the message due."""
+    """X1: a process that does not deliver leaves the message due."""
     message = enqueue(Address(b"t"))
     assert message.due_at == message.created_at
     assert message.report is None
@@ -111,8 +111,8 @@ def test_without_a_deliverer_the_relay_has_it_at_once() -> None:
 def test_a_frozen_server_holds_nobody_up(
     delivering: None, server: TemporalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """X1, design rule 2: the commit does not wait for Temporal; once it is known to be silent,
-    nobody waits for a report, and the relay has the next message at once."""
+    """X1: the commit does not wait for Temporal. Once Temporal is known to be silent, nobody waits
+    for a report, and the relay has the next message at once."""
     monkeypatch.setattr(loop, "PAUSE_SECONDS", 3600.0)
     server.signal(signal.SIGSTOP)
     first = enqueue(Address(b"garbage"), "first")
@@ -125,7 +125,7 @@ def test_a_frozen_server_holds_nobody_up(
     second = enqueue(Address(b"garbage"), "second")
     assert second.report is None
     assert second.due_at == second.created_at
-    # The pause that follows the next silence ends by itself.
+    # The pause that follows the next silence ends without a delivery.
     monkeypatch.setattr(loop, "PAUSE_SECONDS", 0.2)
     deliverer.hand_over(second)
     assert second.report is not None
@@ -138,9 +138,11 @@ def test_a_frozen_server_holds_nobody_up(
     eventually(lambda: outcome("third") == Outcome.DEAD)
 
 
-def test_a_question_is_given_up(delivering: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """J1: who asks waits no longer than they said, and nothing goes on asking for them; that alone
-    does not mean that Temporal is down. Once it is known to be, the next question is not asked."""
+def test_a_question_without_an_answer_is_cancelled_in_time(
+    delivering: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """J1: a question is cancelled when its time is over, which does not mean that Temporal is down.
+    While Temporal is known to be down, no question is asked."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(loop, "PAUSE_SECONDS", 3600.0)
     asked, ended = [], threading.Event()
@@ -167,8 +169,8 @@ def test_a_question_is_given_up(delivering: None, monkeypatch: pytest.MonkeyPatc
 async def test_the_relay_asks_with_one_and_delivers_all(
     server: TemporalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """X1: with Temporal dead the relay keeps asking, one message at a time; after its return all
-    are delivered by themselves."""
+    """X1: while Temporal is dead the relay tries one message at a time; after its return the relay
+    delivers all of them."""
     async with waiter(await Client.connect(server.address)) as start:
         waits = [await start() for _ in range(5)]
         addresses = [await wait.address() for wait in waits]
@@ -225,7 +227,7 @@ async def test_a_poison_row_stops_no_other(
     assert await sync_to_async(outcome)("poison") is None
 
 
-async def test_alarm_by_age(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_message_older_than_a_minute_alarms_once(caplog: pytest.LogCaptureFixture) -> None:
     """X6: a message older than a minute raises an alarm in the log, once a minute."""
     created = timezone.now() - relay.ALARM_AGE - timedelta(seconds=5)
     await Message.objects.acreate(

@@ -17,8 +17,8 @@ NOW = datetime(2026, 11, 20, 9, tzinfo=UTC)
 
 @pytest.mark.django_db(transaction=True)
 def test_two_relays_never_lease_the_same() -> None:
-    """X1: racing relays share the messages out, without one left or taken twice, though each read
-    the clock at another moment."""
+    """X1: racing relays lease each message exactly once, though each read the clock at another
+    moment."""
     Message.objects.bulk_create(
         Message(kind="k", key=str(number), payload={}, created_at=NOW, due_at=NOW)
         for number in range(200)
@@ -139,13 +139,13 @@ def test_an_undecryptable_address_waits() -> None:
         (Outcome.DEAD, logging.ERROR),
     ],
 )
-def test_outcomes_that_alarm(
+def test_alarming_outcomes_are_logged_as_errors(
     outcome: Outcome,
     level: int,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """E10, design rule 3: each outcome is logged; the bad ones as errors."""
+    """E10: each outcome is logged, alarming outcomes as errors."""
 
     async def handler(temporal: client.Temporal, payload: dict[str, object]) -> Outcome:
         return outcome
@@ -159,7 +159,7 @@ def test_outcomes_that_alarm(
 
 
 @pytest.mark.django_db
-def test_database_clock() -> None:
-    """Design rule 2: the database's clock, aware."""
+def test_the_clock_is_the_databases_and_aware() -> None:
+    """X1: all relays use the clock of the database."""
     before = datetime.now(UTC) - timedelta(seconds=1)
     assert before < delivery.database_now() < datetime.now(UTC) + timedelta(seconds=1)

@@ -35,7 +35,7 @@ def message(key: str, outcome: Outcome | None, due_at: datetime = EARLIER) -> Me
 
 
 @pytest.mark.django_db
-def test_retry() -> None:
+def test_retry_opens_waiting_and_alarming_messages_alone() -> None:
     """X6: what waits is due now, what failed for good is opened again and waits from now on; what
     was delivered, and what was not asked for, stays."""
     backed_off = message("waiting", None, NOW + timedelta(seconds=10))
@@ -68,7 +68,7 @@ def test_retry() -> None:
 
 
 @pytest.mark.django_db
-def test_enqueue_again() -> None:
+def test_enqueue_again_opens_inserts_or_leaves_a_waiting_message() -> None:
     """X1: a settled message is opened with the new payload, a missing one inserted, a waiting one
     left to its delivery."""
     message("settled", Outcome.DELIVERED)
@@ -108,7 +108,12 @@ class Domain:
 
         self.differences.append(
             Difference(
-                subject, "APPROVED", "[red]lost[/red]", "mend", fix if fixable else None, automatic
+                subject,
+                "APPROVED",
+                "[red]lost[/red]",
+                "fix it",
+                fix if fixable else None,
+                automatic,
             )
         )
 
@@ -146,7 +151,7 @@ class TestCommand:
         yield
         asyncio.run(sync_to_async(connections.close_all)())
 
-    def test_nothing_differs(self, domain: Domain) -> None:
+    def test_without_a_difference_it_exits_with_0(self, domain: Domain) -> None:
         """X1: exit code 0 where nothing differs."""
         assert (
             reconcile()
@@ -154,7 +159,7 @@ class TestCommand:
             == (0, "Nothing differs, but for what changed in the last 30 s.\n")
         )
 
-    def test_something_differs(self, domain: Domain) -> None:
+    def test_differences_are_shown_and_nothing_is_queued(self, domain: Domain) -> None:
         """X1: exit code 2 and a table, in which an id is what it is; nothing is queued unasked."""
         domain.differs("thing [b]1[/b]", fixable=True)
         domain.differs("thing 2")
@@ -162,13 +167,15 @@ class TestCommand:
         assert code == 2
         rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines()]
         assert rows[3:5] == [
-            ["thing [b]1[/b]", "APPROVED", "[red]lost[/red]", "mend"],
-            ["thing 2", "APPROVED", "[red]lost[/red]", "mend"],
+            ["thing [b]1[/b]", "APPROVED", "[red]lost[/red]", "fix it"],
+            ["thing 2", "APPROVED", "[red]lost[/red]", "fix it"],
         ]
         assert output.splitlines()[-1] == "2 differ; 1 can be queued with --fix."
         assert domain.queued == []
 
-    def test_fix(self, domain: Domain, caplog: pytest.LogCaptureFixture) -> None:
+    def test_fix_queues_what_has_a_remedy_once(
+        self, domain: Domain, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """X1: --fix queues what it can, says so in the log, and exits with 0 if that was all."""
         domain.differs("thing 1", fixable=True)
         code, output = reconcile("--fix")
@@ -181,11 +188,11 @@ class TestCommand:
         assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
             (
                 "WARNING",
-                "thing 1: APPROVED here, in Temporal [red]lost[/red]; queued: mend",
+                "thing 1: APPROVED here, in Temporal [red]lost[/red]; queued: fix it",
             )
         ]
 
-    def test_temporal_is_lost_on_the_way(self, domain: Domain) -> None:
+    def test_differences_found_before_temporal_was_lost_are_shown(self, domain: Domain) -> None:
         """X1: exit code 1; what was found before is shown."""
         domain.differs("thing 1")
         domain.error = client.Unreachable("Temporal does not answer.")
@@ -194,7 +201,9 @@ class TestCommand:
         assert "thing 1" in output
         assert output.endswith("Temporal does not answer. Compare again when it answers.")
 
-    def test_temporal_is_down(self, domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_temporal_it_exits_with_1(
+        self, domain: Domain, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """X1: exit code 1 and one sentence, though there is nothing to compare."""
         port = free_port()
         monkeypatch.setenv("TEMPORAL_ADDRESS", f"127.0.0.1:{port}")
@@ -209,13 +218,13 @@ class TestRelay:
         yield
         await sync_to_async(connections.close_all)()
 
-    async def test_alarms_once_an_hour(
+    async def test_a_difference_alarms_once_an_hour(
         self,
         domain: Domain,
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """X1: what the relay may mend it mends; the rest it names once an hour, in one line."""
+        """X1: the relay queues the automatic remedies, and logs the other differences once an hour."""
         reconciler, clock = Reconciler(), NOW
         monkeypatch.setattr(delivery, "database_now", lambda: clock)
 
@@ -224,9 +233,9 @@ class TestRelay:
             await reconciler.step()
             return [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
 
-        domain.differs("mended", fixable=True, automatic=True)
+        domain.differs("fixed", fixable=True, automatic=True)
         assert await alarms() == []
-        assert domain.queued == ["mended"]
+        assert domain.queued == ["fixed"]
         for number in range(12):
             domain.differs(f"thing {number}", fixable=number == 0)
         [alarm] = await alarms()
@@ -244,7 +253,7 @@ class TestRelay:
         [alarm] = await alarms()
         assert "new" not in alarm
         assert alarm.endswith("and 2 more")
-        assert set(domain.queued) == {"mended"}
+        assert set(domain.queued) == {"fixed"}
 
     @pytest.mark.parametrize(
         ("error", "said"),
@@ -254,7 +263,7 @@ class TestRelay:
             (ZeroDivisionError("defect"), ["The comparison with Temporal failed"]),
         ],
     )
-    async def test_a_failed_look_is_repeated(
+    async def test_a_failed_comparison_is_made_again(
         self,
         domain: Domain,
         error: Exception,

@@ -107,7 +107,7 @@ def tell_both(
     yield temporal.cancel_workflow(workflow_id, memo=MEMO, started=started)
 
 
-async def test_signal(waiting: Waiter, client: Client) -> None:
+async def test_a_signal_reaches_the_run_each_time(waiting: Waiter, client: Client) -> None:
     """O3, X1: the workflow is told, each time it is asked for, whether its start was awaited or
     not."""
     handle = (await waiting(memo=MEMO)).handle
@@ -129,7 +129,7 @@ async def test_signal(waiting: Waiter, client: Client) -> None:
     await handle.terminate()
 
 
-async def test_cancel(client: Client) -> None:
+async def test_a_repeated_cancellation_asks_once(client: Client) -> None:
     """O5, X1: the workflow is asked to cancel itself, once; a repeat finds that it was."""
     # Nobody works for it, so that it stays as it is.
     handle = await client.start_workflow(
@@ -149,7 +149,9 @@ async def test_cancel(client: Client) -> None:
 
 
 @pytest.mark.parametrize("how", OUTCOME)
-async def test_nobody_there(waiting: Waiter, client: Client, how: str) -> None:
+async def test_an_ended_or_unknown_run_is_obsolete_or_undeliverable(
+    waiting: Waiter, client: Client, how: str
+) -> None:
     """X1, X6: a workflow that came to its end needs no word any more; of one that failed, was
     ended, or is not known, a person is told. While its start is under way, whatever failed before
     is not it: that is waited for."""
@@ -165,7 +167,7 @@ async def test_nobody_there(waiting: Waiter, client: Client, how: str) -> None:
                 assert not caught.value.down
 
 
-async def test_another_run_under_the_id(waiting: Waiter) -> None:
+async def test_a_run_with_another_memo_is_never_notified(waiting: Waiter) -> None:
     """X7, X1: the run of another order or attempt, or of another kind, is never told, running or
     ended; that of this one is waited for while its start is under way."""
     for memo in ({**MEMO, "attempt": 2}, None):
@@ -182,7 +184,9 @@ async def test_another_run_under_the_id(waiting: Waiter) -> None:
         assert told.isdisjoint({SIGNALED, CANCEL_REQUESTED})
 
 
-async def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, waiting: Waiter) -> None:
+async def test_a_silent_server_or_an_unknown_namespace_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, waiting: Waiter
+) -> None:
     """X1: a server that is gone, or has another namespace, is waited for."""
     handle = (await waiting(memo=MEMO)).handle
     for name, value, down in (
@@ -239,7 +243,9 @@ async def read(handle: Handle, **how: Any) -> Signals:
     ],
     ids=lambda value: str(value)[:30],
 )
-async def test_signals_of_any_shape(unattended: Handle, arguments: list[Any], reason: str) -> None:
+async def test_the_reason_of_a_signal_is_a_text_that_can_be_stored(
+    unattended: Handle, arguments: list[Any], reason: str
+) -> None:
     """O3: the first argument as a text that can be stored, at most 2,000 characters; "" where there
     is none, or none that can be read."""
     await unattended.signal("approve_order", args=arguments)
@@ -248,7 +254,9 @@ async def test_signals_of_any_shape(unattended: Handle, arguments: list[Any], re
     assert signals.complete
 
 
-async def test_which_signals_are_read(unattended: Handle, temporal_address: str) -> None:
+async def test_signals_are_read_by_name_in_order_and_after_an_event(
+    unattended: Handle, temporal_address: str
+) -> None:
     """O3: those of the names asked for, oldest first, with the identity as claimed; those after an
     event of the same run, and all where the event is another run's."""
     other = await Client.connect(temporal_address, identity="anna\0")
@@ -272,7 +280,7 @@ async def test_which_signals_are_read(unattended: Handle, temporal_address: str)
     assert await read(unattended) == signals
 
 
-async def test_signals_to_another_run(unattended: Handle) -> None:
+async def test_signals_to_a_run_with_another_memo_are_not_read(unattended: Handle) -> None:
     """O3, X7: of a run with another memo, or of one that is not there, nothing is read."""
     await unattended.signal("approve_order")
     for memo in ({**MEMO, "attempt": 2}, {**MEMO, "attempt": "1"}, {"order": "3f0c7f0e"}, {}):
@@ -281,7 +289,7 @@ async def test_signals_to_another_run(unattended: Handle) -> None:
     assert unknown == Signals()
 
 
-async def test_a_flood_of_signals(unattended: Handle) -> None:
+async def test_a_flood_of_signals_is_read_in_bounded_time(unattended: Handle) -> None:
     """O3, X11: of a run with thousands of signals the first thousand events are read, in time, and
     a signal among them counts; later ones do not."""
     await unattended.signal("approve_order", "in time")
@@ -294,7 +302,7 @@ async def test_a_flood_of_signals(unattended: Handle) -> None:
     assert ([one.reason for one in signals.found], signals.complete) == (["in time"], True)
 
 
-async def test_signals_of_a_silent_server(
+async def test_signals_of_a_silent_server_are_unknown(
     unattended: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O3: a server that is gone, or has another namespace, says nothing of the signals."""
@@ -307,7 +315,9 @@ async def test_signals_of_a_silent_server(
             await read(unattended)
 
 
-async def test_half_a_history(unattended: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_history_read_in_part_is_reported_as_incomplete(
+    unattended: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """O3: where the time is over before the history was read, what was read counts, and the caller
     knows that there may be more."""
     await unattended.signal("approve_order", "read")
@@ -342,7 +352,7 @@ async def own_id(client: Client) -> AsyncIterator[str]:
     await client.get_workflow_handle(workflow_id).terminate()
 
 
-async def test_start_with_memo(client: Client, own_id: str) -> None:
+async def test_a_repeated_start_finds_its_run_by_the_memo(client: Client, own_id: str) -> None:
     """X1: a repeated start finds the run that the first one made; that of another run waits for
     its end, and starts it then."""
     assert await start(own_id) is Outcome.DELIVERED
@@ -366,7 +376,7 @@ async def test_start_with_memo(client: Client, own_id: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["failed", "terminated", "timed out", "canceled"])
-async def test_start_after_another_run(
+async def test_the_id_of_a_run_that_did_not_complete_serves_again(
     waiting: Waiter, client: Client, own_id: str, how: str
 ) -> None:
     """X1: the id of a run that came to no good end serves for the next."""
@@ -379,7 +389,9 @@ async def test_start_after_another_run(
     )
 
 
-async def test_start_after_a_completed_run(waiting: Waiter, client: Client) -> None:
+async def test_a_start_after_another_completed_run_is_a_conflict(
+    waiting: Waiter, client: Client
+) -> None:
     """X1, X6: another run that was completed under the id is a conflict, that is said; without a
     memo it is the one that was meant."""
     workflow_id = f"done-{uuid.uuid4()}"
@@ -389,7 +401,7 @@ async def test_start_after_a_completed_run(waiting: Waiter, client: Client) -> N
     assert plain is Outcome.ALREADY_COMPLETED
 
 
-async def test_start_beside_an_unreadable_memo(client: Client, own_id: str) -> None:
+async def test_an_unreadable_memo_is_another_memo(client: Client, own_id: str) -> None:
     """X1: what another client wrote into its memo is another memo, readable here or not."""
     odd = Payload(metadata={"encoding": b"odd"}, data=b"?")
     await client.workflow_service.start_workflow_execution(
@@ -406,7 +418,7 @@ async def test_start_beside_an_unreadable_memo(client: Client, own_id: str) -> N
         await start(own_id)
 
 
-async def test_racing_starts(client: Client, own_id: str) -> None:
+async def test_racing_starts_make_one_run(client: Client, own_id: str) -> None:
     """X1: of several starts of one run at the same time one begins it; of those of two runs, one
     waits."""
     assert sorted(await asyncio.gather(*(start(own_id) for _ in range(4)))) == [
@@ -434,7 +446,7 @@ def message(key: str, **fields: Any) -> Message:
 
 
 @pytest.mark.django_db
-def test_settle() -> None:
+def test_settle_marks_waiting_and_alarming_messages_as_obsolete() -> None:
     """X6: what waits, or alarms, is settled with the reason; what was delivered, and every other
     message, stays as it is."""
     message("waits")
@@ -459,7 +471,7 @@ def test_settle() -> None:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("again", [False, True], ids=["settled", "and queued again"])
-def test_settle_during_an_attempt(again: bool) -> None:
+def test_an_attempt_under_way_does_not_change_an_obsolete_message(again: bool) -> None:
     """X1: an attempt that was under way when its message became moot changes nothing, though
     another is queued by then."""
     under_way = message("k", due_at=delivery.database_now() + timedelta(seconds=5))

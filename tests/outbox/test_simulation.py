@@ -4,7 +4,7 @@ later.
 
 Real are the relay's step, the rules of settlement, the attempt, the handlers, the classification
 of answers and the SDK's client. Modelled are Temporal's frontend and the table of messages with its
-leases, which `test_the_table_is_the_database` compares with the database.
+leases, which `test_the_database_leases_and_settles_as_the_model_does` compares with the database.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from tests.outbox import frontend
 
 OPPOSITE = {"APPROVED": "REJECTED", "REJECTED": "APPROVED"}
 WAIT = timedelta(seconds=delivery.ATTEMPT_SECONDS)
-# How a message names whom it tells, and what is wrong with it until somebody mends it.
+# How a message addresses the activity, and its fault until somebody repairs it.
 ADDRESSES = ("named", "named", "damaged token", "garbage", "token alone", "wait", "early wait")
 WAITS = ("wait", "early wait")
 FAULTS = ("",) * 8 + ("unreadable", "unknown kind", "raises", "times out")
@@ -126,9 +126,9 @@ class Decided:
     def workflow_id(self) -> str:
         return f"wf-{self.pk}"
 
-    def message(self, *, mended: bool) -> tuple[str, dict[str, Any]]:
+    def message(self, *, repaired: bool) -> tuple[str, dict[str, Any]]:
         """Its kind and payload."""
-        if self.fault in ("raises", "times out") and not mended:
+        if self.fault in ("raises", "times out") and not repaired:
             return POISON, {"fault": self.fault}
         if self.address in WAITS:
             kind = handlers.COMPLETE_WAIT
@@ -144,10 +144,10 @@ class Decided:
             alone = self.address in ("garbage", "token alone")
             ids = () if alone else (self.workflow_id, "run-0", frontend.ACTIVITY_ID)
             sealed = sealed_address(b"garbage" if damaged else self.token, *ids)
-            if self.fault == "unreadable" and not mended:
+            if self.fault == "unreadable" and not repaired:
                 sealed = {**sealed, "token": "nonsense"}
             kind, payload = handlers.COMPLETE_ACTIVITY, {"address": sealed, "value": self.value}
-        if self.fault == "unknown kind" and not mended:
+        if self.fault == "unknown kind" and not repaired:
             kind = "unknown"
         return kind, payload
 
@@ -320,7 +320,7 @@ class World:
     def commit(self, web: Process) -> Message | None:
         """Insert the next message; the copy that the web process delivers, if it is to."""
         pk = len(self.table.rows) + 1
-        kind, payload = self.decided[pk - 1].message(mended=False)
+        kind, payload = self.decided[pk - 1].message(repaired=False)
         here = self.schedule.choose((True, True, False))
         due_at = self.now + services.COMMIT_LEASE if here else self.now
         row = Message(
@@ -501,7 +501,7 @@ class World:
         await goes_on.finish()
         await self.work_off([one for one in self.decided if not one.fault], steps=30)
         for pk, row in self.table.rows.items():
-            row.kind, row.payload = self.decided[pk - 1].message(mended=True)
+            row.kind, row.payload = self.decided[pk - 1].message(repaired=True)
         await self.work_off(self.decided, steps=30)
         settled = self.table.values()
         for process in frozen:
@@ -536,7 +536,7 @@ class World:
 @settings(max_examples=10_000)
 @pytest.mark.timeout(600)
 @given(st.binary(min_size=50, max_size=150))
-def test_generated_schedules(runner: asyncio.Runner, data: bytes) -> None:
+def test_no_schedule_loses_or_falsifies_a_message(runner: asyncio.Runner, data: bytes) -> None:
     """X1: no message is dropped, none is delivered with another verdict or reported as what it
     did not come to, none that is settled changes, none is taken from its holder, and whatever
     went wrong, all are delivered soon after all is well; a poison row keeps none of them back."""
@@ -555,7 +555,7 @@ def test_generated_schedules(runner: asyncio.Runner, data: bytes) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_thousands_behind_poison(runner: asyncio.Runner) -> None:
+def test_poison_rows_do_not_delay_the_thousands_behind_them(runner: asyncio.Runner) -> None:
     """X1: when Temporal is back, poison rows hold up the thousands behind them for no longer than
     their own attempts; a relay that waited a second after each would take minutes."""
     poison, waiting = 500, 3000
@@ -583,7 +583,7 @@ def test_thousands_behind_poison(runner: asyncio.Runner) -> None:
 
 
 @pytest.mark.django_db
-def test_the_table_is_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_database_leases_and_settles_as_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """X1: the database leases and settles as the model of the generated schedules does."""
     generator = random.Random(1)
     monkeypatch.setattr(random, "random", lambda: 0.25)

@@ -1,4 +1,4 @@
-"""Each outcome of completing an activity, on a real Temporal server (design rule 3)."""
+"""Each outcome of a call to Temporal, on a real server (requirements X1)."""
 
 import asyncio
 import dataclasses
@@ -31,11 +31,11 @@ def _address(monkeypatch: pytest.MonkeyPatch, temporal_address: str) -> None:
 
 
 def unnamed(address: Address) -> Address:
-    """As it is stored where a plain client registered no more than the token."""
+    """The address that is stored where a plain client registered the token alone."""
     return Address(address.token).with_ids_of(ids_in_token(address.token))
 
 
-async def test_delivered_by_token(waiting: Waiter) -> None:
+async def test_the_token_completes_the_waiting_activity(waiting: Waiter) -> None:
     """E9: the waiting activity is completed with the value."""
     wait = await waiting()
     address = await wait.address()
@@ -48,7 +48,7 @@ async def test_delivered_by_token(waiting: Waiter) -> None:
     ("second", "outcome"),
     [("APPROVED", Outcome.ALREADY_COMPLETED), ("REJECTED", Outcome.CONFLICT)],
 )
-async def test_completed_before(
+async def test_a_repeat_is_already_completed_and_another_value_a_conflict(
     waiting: Waiter, named: bool, second: str, outcome: Outcome
 ) -> None:
     """X1: a repeat finds its own value in the history; another value is a conflict, and the
@@ -64,7 +64,9 @@ async def test_completed_before(
 
 
 @pytest.mark.parametrize("named", [True, False])
-async def test_token_of_an_earlier_attempt(waiting: Waiter, named: bool) -> None:
+async def test_a_token_of_an_earlier_attempt_completes_the_current_attempt(
+    waiting: Waiter, named: bool
+) -> None:
     """W7: the attempt timed out and another waits; its token is void, its ids are not."""
     wait = await waiting(seconds=1)
     first = await wait.address()
@@ -75,8 +77,8 @@ async def test_token_of_an_earlier_attempt(waiting: Waiter, named: bool) -> None
 
 
 @pytest.mark.parametrize("end", ["terminate", "cancel"])
-async def test_workflow_closed_unanswered(waiting: Waiter, end: str) -> None:
-    """E9: nobody waits any more; that is said, and not tried for ever."""
+async def test_an_activity_of_a_closed_workflow_is_undeliverable(waiting: Waiter, end: str) -> None:
+    """E9: nobody waits any more; the outcome says so, and no attempt follows."""
     wait = await waiting()
     address = await wait.address()
     await getattr(wait.handle, end)()
@@ -85,7 +87,7 @@ async def test_workflow_closed_unanswered(waiting: Waiter, end: str) -> None:
     assert await Temporal().complete_activity(address, "APPROVED") is Outcome.UNDELIVERABLE
 
 
-async def test_activity_timed_out_for_good(waiting: Waiter) -> None:
+async def test_an_activity_after_its_last_attempt_is_undeliverable(waiting: Waiter) -> None:
     """E9: the last attempt is over."""
     wait = await waiting(seconds=1, attempts=1)
     address = await wait.address()
@@ -94,12 +96,12 @@ async def test_activity_timed_out_for_good(waiting: Waiter) -> None:
     assert await Temporal().complete_activity(address, "APPROVED") is Outcome.UNDELIVERABLE
 
 
-async def test_garbage_token() -> None:
-    """E9: an address that nobody can read is dead."""
+async def test_an_unreadable_token_without_ids_is_dead() -> None:
+    """E9: Temporal cannot read the address."""
     assert await Temporal().complete_activity(Address(b"garbage"), "APPROVED") is Outcome.DEAD
 
 
-async def test_garbage_token_with_ids(waiting: Waiter) -> None:
+async def test_ids_repair_an_unreadable_token(waiting: Waiter) -> None:
     """X1: the ids repair a corrupt token."""
     wait = await waiting()
     address = dataclasses.replace(await wait.address(), token=b"garbage")
@@ -107,7 +109,7 @@ async def test_garbage_token_with_ids(waiting: Waiter) -> None:
     assert await wait.handle.result() == "REJECTED"
 
 
-async def test_token_alone_of_a_completed_activity(waiting: Waiter) -> None:
+async def test_a_used_token_without_ids_is_undeliverable(waiting: Waiter) -> None:
     """E9: without any id nobody can be asked."""
     wait = await waiting()
     address = await wait.address()
@@ -117,9 +119,11 @@ async def test_token_alone_of_a_completed_activity(waiting: Waiter) -> None:
     assert await temporal.complete_activity(alone, "APPROVED") is Outcome.UNDELIVERABLE
 
 
-async def test_wait_that_nobody_registered(waiting: Waiter, temporal_address: str) -> None:
-    """X1, W7: the task was lost on its way to the worker, or has no worker yet; the decision
-    completes the wait all the same, once, and tells how it ended before."""
+async def test_a_wait_that_nobody_registered_is_completed_once(
+    waiting: Waiter, temporal_address: str
+) -> None:
+    """X1, W7: the task was lost on its way to the worker, or has no worker yet. The decision
+    completes the wait once; a repeat finds how the wait ended."""
     temporal, client = Temporal(), await Client.connect(temporal_address)
 
     async def told(workflow_id: str, value: str, *, started: bool = True) -> Outcome:
@@ -155,13 +159,13 @@ async def test_wait_that_nobody_registered(waiting: Waiter, temporal_address: st
     again = [await told(lost.handle.id, value) for value in ("APPROVED", "REJECTED")]
     assert again == [Outcome.ALREADY_COMPLETED, Outcome.CONFLICT]
     assert await told("no-such", "APPROVED") is Outcome.UNDELIVERABLE
-    # One that is yet to be started is waited for.
+    # The start of the workflow may still come.
     with pytest.raises(Unreachable, match="not started yet") as caught:
         await told("no-such", "APPROVED", started=False)
     assert not caught.value.down
 
 
-async def test_wait_of_another_run(waiting: Waiter) -> None:
+async def test_a_wait_with_another_argument_is_never_completed(waiting: Waiter) -> None:
     """X7: a workflow id may serve again, for another expense, whose wait has another argument."""
     temporal, other = Temporal(), await waiting()
     await other.address()
@@ -173,7 +177,7 @@ async def test_wait_of_another_run(waiting: Waiter) -> None:
     assert await temporal.complete_wait(*wait, started=True) is Outcome.UNDELIVERABLE
 
 
-async def test_ids_without_the_run(waiting: Waiter) -> None:
+async def test_ids_without_a_run_id_repair_nothing(waiting: Waiter) -> None:
     """X7: ids that do not say which run are no repair; they may have been guessed beforehand."""
     wait = await waiting()
     address = dataclasses.replace(await wait.address(), token=b"garbage", run_id="")
@@ -181,14 +185,14 @@ async def test_ids_without_the_run(waiting: Waiter) -> None:
     assert (await wait.handle.describe()).status is WorkflowExecutionStatus.RUNNING
 
 
-async def test_workflow_unknown(waiting: Waiter) -> None:
-    """Design rule 3: history gone by retention is unknown, not a difference."""
+async def test_an_unknown_workflow_is_undeliverable(waiting: Waiter) -> None:
+    """X1: a history that retention deleted is unknown, not a conflict."""
     address = dataclasses.replace(await (await waiting()).address(), workflow_id="gone")
     damaged = dataclasses.replace(address, token=b"garbage")
     assert await Temporal().complete_activity(damaged, "APPROVED") is Outcome.UNDELIVERABLE
 
 
-async def test_wrong_activity_of_a_running_workflow(waiting: Waiter) -> None:
+async def test_an_activity_that_is_not_waiting_yet_is_tried_again(waiting: Waiter) -> None:
     """X1: the workflow runs but does not wait there (yet): asked again, never given up."""
     address = dataclasses.replace(
         await (await waiting()).address(), token=b"garbage", activity_id="99"
@@ -198,7 +202,9 @@ async def test_wrong_activity_of_a_running_workflow(waiting: Waiter) -> None:
     assert not raised.value.down
 
 
-async def test_after_a_reset(waiting: Waiter, temporal_address: str) -> None:
+async def test_after_a_reset_the_new_run_is_completed(
+    waiting: Waiter, temporal_address: str
+) -> None:
     """X1: a reset makes a new run; the decision reaches the run that waits now."""
     wait = await waiting()
     address = await wait.address()
@@ -218,7 +224,7 @@ async def test_after_a_reset(waiting: Waiter, temporal_address: str) -> None:
     assert await client.get_workflow_handle(wait.handle.id).result() == "APPROVED"
 
 
-async def test_wiped_server_and_other_namespace(
+async def test_an_unknown_namespace_is_tried_again(
     waiting: Waiter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """X1: a server that does not know the namespace is misconfigured; the decision is kept."""
@@ -237,8 +243,10 @@ async def test_wiped_server_and_other_namespace(
         other.kill()
 
 
-async def test_paused_workflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """X1: a workflow that somebody paused is told when it goes on; nothing fails meanwhile."""
+async def test_a_paused_workflow_is_completed_once_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """X1: a decision on a paused workflow is delivered once the workflow goes on."""
     with TemporalServer(config=[*FAST, "frontend.WorkflowPauseEnabled=true"]) as server:
         monkeypatch.setenv("TEMPORAL_ADDRESS", server.address)
         client, temporal = await Client.connect(server.address), Temporal()
@@ -264,7 +272,7 @@ async def test_paused_workflow(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await handle.result() == "APPROVED"
 
 
-async def test_dead_frozen_and_restarted_server(
+async def test_a_silent_server_is_waited_for_and_the_token_survives_its_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """X1, W7: a dead or frozen server is waited for, in bounded time; the same token works after
@@ -305,9 +313,11 @@ async def test_dead_frozen_and_restarted_server(
         server.kill()
 
 
-async def test_start_workflow_once(waiting: Waiter, temporal_address: str) -> None:
-    """X1: a repeated start finds the workflow that the first one made, running or completed; one
-    that failed is started anew."""
+async def test_a_repeated_start_makes_one_run_unless_the_first_failed(
+    waiting: Waiter, temporal_address: str
+) -> None:
+    """X1: a repeated start finds the run that the first start made, running or completed. A failed
+    workflow starts again."""
     temporal, client = Temporal(), await Client.connect(temporal_address)
 
     async def start(**options: bool) -> Outcome:
@@ -332,7 +342,7 @@ async def test_start_workflow_once(waiting: Waiter, temporal_address: str) -> No
 
 
 async def test_another_run_of_the_same_workflow_id(waiting: Waiter, temporal_address: str) -> None:
-    """X7: a run that was started later under the same id is not completed by ids of an earlier."""
+    """X7: the ids of an earlier run do not complete a run that was started later under its id."""
     wait = await waiting()
     address = await wait.address()
     await wait.handle.terminate()
@@ -343,8 +353,8 @@ async def test_another_run_of_the_same_workflow_id(waiting: Waiter, temporal_add
     assert await later.handle.result() == "REJECTED"
 
 
-async def test_completed_with_something_unreadable(waiting: Waiter, temporal_address: str) -> None:
-    """X1: what another client completed it with is another value, readable here or not."""
+async def test_an_unreadable_result_is_a_conflict(waiting: Waiter, temporal_address: str) -> None:
+    """X1: a result that another client wrote is another value, readable here or not."""
     wait = await waiting()
     address = await wait.address()
     client = await Client.connect(temporal_address)
@@ -358,7 +368,7 @@ async def test_completed_with_something_unreadable(waiting: Waiter, temporal_add
     await wait.handle.terminate()
 
 
-async def test_ids_in_a_real_token(waiting: Waiter) -> None:
+async def test_a_real_token_holds_all_three_ids(waiting: Waiter) -> None:
     """X7: a task token names its workflow, run and activity."""
     address = await (await waiting()).address()
     assert ids_in_token(address.token) == (
@@ -368,8 +378,10 @@ async def test_ids_in_a_real_token(waiting: Waiter) -> None:
     )
 
 
-def test_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Design rule 8: the default address; unreadable profiles are said."""
+def test_the_default_address_and_an_unreadable_profile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """X1: Temporal is at the default address; an unreadable profile is named."""
     monkeypatch.delenv("TEMPORAL_ADDRESS")
     assert connect_options()["target_host"] == "localhost:7233"
     monkeypatch.setenv("TEMPORAL_CONFIG_FILE", str(tmp_path / "missing.toml"))
