@@ -21,32 +21,11 @@ async def complete_activity(temporal: client.Temporal, payload: dict[str, Any]) 
     return await temporal.complete_activity(address, payload["value"])
 
 
-async def complete_wait(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:
-    """`{"workflow_id": str, "activity_type": str, "argument": str, "value": str,
-    "started": bool}`"""
-    return await temporal.complete_wait(**payload)
-
-
-async def start_workflow(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:
-    """`{"workflow": type, "argument": <JSON>, "workflow_id": str, "queue": str}`, and `"memo"`
-    where several runs use one workflow id"""
-    return await temporal.start_workflow(**payload)
-
-
-async def signal_workflow(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:
-    """`{"workflow_id": str, "memo": {…}, "signal": str, "argument": str, "started": bool}`"""
-    return await temporal.signal_workflow(**payload)
-
-
-async def cancel_workflow(temporal: client.Temporal, payload: dict[str, Any]) -> Outcome:
-    """`{"workflow_id": str, "memo": {…}, "started": bool}`"""
-    return await temporal.cancel_workflow(**payload)
-
-
 HANDLERS: dict[str, Handler] = {
     COMPLETE_ACTIVITY: complete_activity,
-    COMPLETE_WAIT: complete_wait,
-    START_WORKFLOW: start_workflow,
-    SIGNAL_WORKFLOW: signal_workflow,
-    CANCEL_WORKFLOW: cancel_workflow,
+    # The payload of each other kind holds the arguments of the call.
+    COMPLETE_WAIT: lambda temporal, payload: temporal.complete_wait(**payload),
+    START_WORKFLOW: lambda temporal, payload: temporal.start_workflow(**payload),
+    SIGNAL_WORKFLOW: lambda temporal, payload: temporal.signal_workflow(**payload),
+    CANCEL_WORKFLOW: lambda temporal, payload: temporal.cancel_workflow(**payload),
 }

@@ -19,6 +19,7 @@ from tests.orders.conftest import Shop, reached
 from tests.orders.integrations import FAULTS, Call, Hang, When
 from worker import contracts
 
+START = handlers.HANDLERS[handlers.START_WORKFLOW]
 STEPS: tuple[Call, ...] = ("reserve", "charge", "update", "fulfil")
 UNDOS: tuple[Call, ...] = ("revert", "refund", "release")
 
@@ -137,8 +138,8 @@ async def test_a_start_that_meets_the_end_of_the_run_before(shop: Shop) -> None:
     message = await Message.objects.aget(key=services.start_key(order.order_id))
     second = {**message.payload, "memo": {"order": str(order.pk), "attempt": 2}}
     with pytest.raises(Unreachable):
-        await handlers.start_workflow(SlowToDescribe(), second)
-    assert await handlers.start_workflow(Temporal(), second) is Outcome.DELIVERED
+        await START(SlowToDescribe(), second)
+    assert await START(Temporal(), second) is Outcome.DELIVERED
 
 
 async def test_a_start_that_comes_late(shop: Shop) -> None:
@@ -149,7 +150,7 @@ async def test_a_start_that_comes_late(shop: Shop) -> None:
         workflow_id = await shop.order(fail_at="payment")
         order = await Order.objects.aget(workflow_id=workflow_id)
         message = await Message.objects.aget(key=services.start_key(order.order_id))
-        start_first_attempt = partial(handlers.start_workflow, temporal, message.payload)
+        start_first_attempt = partial(START, temporal, message.payload)
         async with shop.relayed():
             assert (await shop.ended(workflow_id))["status"] == "failed"
         assert await shop.post(workflow_id, "retry") == 202

@@ -224,7 +224,7 @@ class TestRelay:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """X1: the relay queues the automatic remedies, and logs the other differences once an hour."""
+        """X1: the relay queues automatic remedies, and logs other differences once an hour."""
         reconciler, clock = Reconciler(), NOW
         monkeypatch.setattr(delivery, "database_now", lambda: clock)
 

@@ -533,7 +533,7 @@ class World:
         pytest.fail(f"not settled after {steps} steps")
 
 
-@settings(max_examples=10_000)
+@settings(max_examples=2_000)
 @pytest.mark.timeout(600)
 @given(st.binary(min_size=50, max_size=150))
 def test_no_schedule_loses_or_falsifies_a_message(runner: asyncio.Runner, data: bytes) -> None:
