@@ -25,7 +25,7 @@ _ENDS_OF: Final[dict[str, tuple[str, ...]]] = {
     State.CANCELLED: ("completed", "canceled"),
 }
 
-_TELL: Final = "tell the workflow again"
+_NOTIFY: Final = "notify the workflow again"
 _START: Final = "start the workflow again"
 # Temporal starts no workflow again that was completed.
 _RESET: Final = "none; reset the workflow (docs/operations.md), or cancel the order"
@@ -42,7 +42,7 @@ def judge(record: Record, run: inspection.Run | None, now: datetime) -> Finding 
         return None if record.state in FINAL else Finding("its workflow is unknown", _START)
     if run.status in ("running", "paused"):
         if run.idle and record.state != State.PENDING:
-            return Finding("its workflow waits for the decision", _TELL)
+            return Finding("its workflow waits for the decision", _NOTIFY)
         return None
     if run.status in _ENDS_OF.get(record.state, ()):
         return None
@@ -68,8 +68,8 @@ COMPARISON: Final = Comparison(
     rows=Order.objects.all,
     read=_records,
     judge=judge,
-    fixes={_TELL: services.tell_again, _START: services.start_again},
-    automatic=_TELL,
+    fixes={_NOTIFY: services.tell_again, _START: services.start_again},
+    automatic=_NOTIFY,
     workflow=contracts.ORDER_WORKFLOW,
     suspect_while_running=[state for state in State if state != State.PENDING],
     # The workflow of a failed order fails, and those are many.

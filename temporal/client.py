@@ -190,10 +190,10 @@ class Temporal:
         """Complete the activity of this type and argument, though nobody registered its address.
 
         A server or a worker that is killed may lose the task before it registers. No attempt
-        follows until the lost one times out, minutes later. The argument tells the wait from that
-        of another run, for which the workflow id serves by now (requirements X7). `started` is
-        False where the start of the workflow was still under way when the caller decided. Raises
-        Unreachable.
+        follows until the lost one times out, minutes later. By the argument the wait is not
+        confused with a wait of another run, which may use the workflow id by now (requirements
+        X7). `started` is False where the start of the workflow was still under way when the caller
+        decided. Raises Unreachable.
         """
         description = await self.describe(workflow_id)
         if description is None:
@@ -260,7 +260,7 @@ class Temporal:
         `started` is False where the start of the run was still under way when the caller decided:
         a run that is not there is then Unreachable. Raises Unreachable.
         """
-        return await self._tell(
+        return await self._call_run(
             workflow_id, memo, started, lambda handle: handle.signal(signal, argument)
         )
 
@@ -268,7 +268,7 @@ class Temporal:
         self, workflow_id: str, *, memo: dict[str, Any], started: bool
     ) -> Outcome:
         """Ask the run with this memo to cancel itself; otherwise as :meth:`signal_workflow`."""
-        return await self._tell(workflow_id, memo, started, lambda handle: handle.cancel())
+        return await self._call_run(workflow_id, memo, started, lambda handle: handle.cancel())
 
     async def _started_before(self, workflow_id: str, memo: dict[str, Any]) -> Outcome:
         """Whether the run under this id is the one with this memo."""
@@ -281,7 +281,7 @@ class Temporal:
         # If that run has failed meanwhile, its id is free and the next attempt starts the workflow.
         raise Unreachable("Another run under its workflow id has not ended.", down=False)
 
-    async def _tell(
+    async def _call_run(
         self,
         workflow_id: str,
         memo: dict[str, Any],

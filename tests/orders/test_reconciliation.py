@@ -38,7 +38,7 @@ from tests.servers import TemporalServer
 from worker import contracts
 
 WAITS = "its workflow waits for the decision"
-TELL, START = "tell the workflow again", "start the workflow again"
+NOTIFY, START = "notify the workflow again", "start the workflow again"
 RESET = "none; reset the workflow (docs/operations.md), or cancel the order"
 NOTHING = "Nothing differs, but for what changed in the last 30 s.\n"
 
@@ -140,14 +140,14 @@ async def test_a_workflow_that_still_waits_is_notified_again(
             await lost.adelete()
 
         order = await of(workflow_id)
-        expected = (f"order {order.order_id}", order.state, WAITS, TELL)
+        expected = (f"order {order.order_id}", order.state, WAITS, NOTIFY)
         assert [said(one) for one in await suspected()] == [expected]
         assert [said(one) for one in await differences()] == [expected]
         await Reconciler().step()
         await Reconciler().step()
         logged = [one for one in caplog.records if one.name == "outbox.reconciliation"]
         assert [one.getMessage() for one in logged] == [
-            f"order {order.order_id}: {order.state} here, in Temporal {WAITS}; queued: {TELL}"
+            f"order {order.order_id}: {order.state} here, in Temporal {WAITS}; queued: {NOTIFY}"
         ]
         await deliver()
         status = await shop.ended(workflow_id)

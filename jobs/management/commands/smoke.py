@@ -29,7 +29,7 @@ class Command(BaseCommand):
     help = (
         "Run a job on the running site (POST /jobs at EXPENSES_SITE_URL, with the token of "
         "EXPENSES_SITE_TOKEN if it is set) and report on the site, Temporal and the worker, and "
-        "the round-trip time. Where one of them does not work, name the cause and the remedy, and "
+        "the round-trip time. Where a part does not work, name the cause and the remedy, and "
         "exit with 1."
     )
     requires_system_checks = []
