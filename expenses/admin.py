@@ -80,7 +80,7 @@ class ExpenseAdmin(DecidableAdmin):
         return request.user.has_perm(services.SUBMIT)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Expense]:
-        expenses = services.visible_to(request.user)  # type: ignore[arg-type]
+        expenses = services.visible_to(Actor.of(request.user))  # type: ignore[arg-type]
         return with_delivery(
             expenses.select_related("callback"),
             [Concat(Value(prefix), OuterRef("expense_id")) for prefix in services.MESSAGES],

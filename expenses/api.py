@@ -1,48 +1,43 @@
 """The REST API of expenses, for programs (requirements E12). JSON; errors are problem details.
 
-A request with `Prefer: wait=N` is answered when the expense is settled (paid, rejected or
-withdrawn), after N seconds at the latest: a submission or a decision then with 202. Without it, at
-once.
+With `Prefer: wait=N` a request is answered once the expense is settled (paid, rejected or
+withdrawn), or after N seconds; a submission or a decision whose expense is not settled by then gets
+202. Without the header the answer comes at once.
+
+A path names an expense by its UUID or by its expense id. The UUID comes first
+(:func:`rest.paths.find`).
 """
 
-import re
-import time
 import uuid
 from http import HTTPStatus
 from typing import Any, Final
 
-from django.contrib.auth.models import User
 from django.db.models import QuerySet
-from django.http import Http404
-from django.shortcuts import get_object_or_404
 from django.utils import timezone
 from rest_framework import exceptions, generics, serializers
-from rest_framework.pagination import Cursor, CursorPagination
-from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import APIView
 
-from access.actors import Actor
-from access.text import TEXT_LENGTH, validate_opaque_id
+from access.text import validate_opaque_id
+from access.views import ActorView
 from approvals import services as approvals
+from approvals.api import (
+    AuditEntrySerializer,
+    DecisionSerializer,
+    find_to_decide,
+    reason_in,
+    refusals_as_problems,
+)
 from approvals.models import VERDICT_OF_VERB, AuditEntry, Route, Verdict
 from expenses import services
 from expenses.models import Expense, LedgerEntry, State
 from rest import idempotency, prefer
-from rest.problems import Conflict, TooMany
+from rest.paging import CursorPages
+from rest.paths import find
+from rest.problems import Conflict
 
-_POLL_SECONDS: Final = 0.1
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_FINAL = (State.REJECTED, State.WITHDRAWN, State.COMPLETED)
-
-
-class DecisionSerializer(serializers.Serializer[Any]):
-    verdict = serializers.CharField()
-    actor = serializers.CharField()
-    route = serializers.CharField()
-    reason = serializers.CharField()
-    at = serializers.DateTimeField()
+# Nothing more happens to an expense in one of these states.
+_SETTLED: Final = (State.REJECTED, State.WITHDRAWN, State.COMPLETED)
 
 
 class ExpenseSerializer(serializers.ModelSerializer[Expense]):
@@ -86,12 +81,6 @@ class SubmissionSerializer(serializers.ModelSerializer[Expense]):
         }
 
 
-class ReasonSerializer(serializers.Serializer[Any]):
-    reason = serializers.CharField(
-        max_length=TEXT_LENGTH, default="", allow_blank=True, allow_null=True
-    )
-
-
 class PaymentSerializer(serializers.ModelSerializer[LedgerEntry]):
     expense_id = serializers.CharField(source="expense.expense_id")
 
@@ -100,213 +89,142 @@ class PaymentSerializer(serializers.ModelSerializer[LedgerEntry]):
         fields = ("expense_id", "amount", "currency", "paid_at")
 
 
-class AuditEntrySerializer(serializers.ModelSerializer[AuditEntry]):
-    class Meta:
-        model = AuditEntry
-        fields = ("event", "actor", "route", "reason", "at")
+class _ExpenseView(ActorView):
+    """A view that answers about expenses which the actor sees."""
+
+    def find(self, ref: str) -> Expense:
+        return find(services.visible_to(self.actor), ref, "expense_id")
+
+    def answer(self, request: Request, expense: Expense, status: HTTPStatus) -> Response:
+        """Answer with the expense and `status`, or with 202 where the client waited in vain."""
+        expense, came = _waited(request, expense)
+        return Response(ExpenseSerializer(expense).data, status if came else HTTPStatus.ACCEPTED)
 
 
-class NewestFirst(CursorPagination):
-    page_size = 100
-    page_size_query_param = "page_size"
-    max_page_size = 1000
-
-    def decode_cursor(self, request: Request) -> Cursor | None:
-        """Read the place in the list, a time in UTC. Raises NotFound where it is none, as for a
-        time in year 1 that is in year 0 in UTC, which no database compares."""
-        cursor = super().decode_cursor(request)
-        if cursor is None or cursor.position is None:
-            return cursor
-        try:
-            position = serializers.DateTimeField().run_validation(cursor.position)
-        except exceptions.ValidationError:
-            raise exceptions.NotFound(self.invalid_cursor_message) from None
-        # The stubs know of numbers only.
-        return cursor._replace(position=str(position))  # type: ignore[arg-type]
-
-
-class ExpensePagination(NewestFirst):
-    ordering = ("-created_at", "-id")
-
-
-class PaymentPagination(NewestFirst):
-    ordering = ("-paid_at", "-id")
-
-
-class AuditPagination(NewestFirst):
-    ordering = ("-at", "-id")
-
-
-class MaySubmit(BasePermission):
-    """Reading needs no more than being signed in: everybody sees their own."""
-
-    message = "You may not submit expenses; ask for the Employee group."
-
-    def has_permission(self, request: Request, view: APIView) -> bool:
-        return request.method != "POST" or request.user.has_perm(services.SUBMIT)
-
-
-class MaySeePayments(BasePermission):
-    message = "You may not see the ledger; ask for the Finance group."
-
-    def has_permission(self, request: Request, view: APIView) -> bool:
-        return request.user.has_perm("expenses.view_ledgerentry")
-
-
-class ExpensesView(generics.ListAPIView[Expense]):
-    """`GET` lists expenses, `?state=` and `?expense_id=` filter; `POST` submits one."""
+class ExpensesView(_ExpenseView, generics.ListAPIView[Expense]):
+    """`GET` lists expenses, newest first; `?state=` and `?expense_id=` filter. `POST` submits an
+    expense."""
 
     serializer_class = ExpenseSerializer
-    pagination_class = ExpensePagination
-    permission_classes = (*APIView.permission_classes, MaySubmit)
+    pagination_class = CursorPages
 
     def get_queryset(self) -> QuerySet[Expense]:
-        expenses = services.visible_to(_user(self.request))
-        for name in ("state", "expense_id"):
-            if name in self.request.query_params:
-                value = self.request.query_params[name].replace("\0", "\ufffd")
-                expenses = expenses.filter(**{name: value})
-        return expenses
+        filters = {
+            name: self.request.query_params[name].replace("\0", "\ufffd")
+            for name in ("state", "expense_id")
+            if name in self.request.query_params
+        }
+        return services.visible_to(self.actor).filter(**filters).order_by("-created_at", "-id")
 
     def post(self, request: Request) -> Response:
+        if not self.actor.may(services.SUBMIT):
+            raise exceptions.PermissionDenied(
+                "You may not submit expenses; ask for the Employee group."
+            )
         serializer = SubmissionSerializer(data=request.data)
         serializer.is_valid(raise_exception=True)
         submission = serializer.validated_data
         key = request.headers.get("Idempotency-Key", "")
-        expense_id = submission.pop("expense_id", None) or _id_for(request, key)
+        expense_id = submission.pop("expense_id", None) or self._id_for(key)
         details = services.Details(**submission)
         try:
-            services.submit_expense(
-                expense_id,
-                details=details,
-                actor=_actor(request),
-                route=Route.REST,
-                now=timezone.now(),
-            )
+            with refusals_as_problems():
+                services.submit_expense(
+                    expense_id,
+                    details=details,
+                    actor=self.actor,
+                    route=Route.REST,
+                    now=timezone.now(),
+                )
             status = HTTPStatus.CREATED
-        except approvals.TooManySubmissions as error:
-            raise TooMany(str(error), wait=error.wait_seconds) from error
         except services.AlreadyExists as error:
-            # With a key, an identical repeat is answered with what the first one made.
+            # With a key, the answer to an identical repeat is the expense of the first request.
             same = Expense.objects.filter(
-                expense_id=expense_id, submitter=request.user.pk, **vars(details)
+                expense_id=expense_id, submitter=self.actor.user, **vars(details)
             )
             if not key or not same.exists():
                 raise Conflict(str(error)) from error
             status = HTTPStatus.OK
-        expense = services.visible_to(_user(request)).get(expense_id=expense_id)
-        response = _answer(request, expense, status)
-        response["Location"] = f"/api/v1/expenses/{expense.pk}/"
+        expense = services.visible_to(self.actor).get(expense_id=expense_id)
+        response = self.answer(request, expense, status)
+        response["Location"] = f"/api/v1/expenses/{response.data['id']}/"
         return response
 
+    def _id_for(self, key: str) -> str:
+        """Make an expense id for a submission without one: always the same for a person and key,
+        so that a repeated request meets the expense of the first."""
+        unique = idempotency.digest(self.actor.user, key) if key else uuid.uuid4().hex
+        return f"exp_{unique[:20]}"
 
-class ExpenseView(APIView):
-    """`GET` one expense; with `Prefer: wait=N`, once it is decided and, if approved, paid."""
+
+class ExpenseView(_ExpenseView):
+    """`GET` an expense; with `Prefer: wait=N`, once it is settled."""
 
     def get(self, request: Request, ref: str) -> Response:
-        expense, _ = _waited(request, _find(services.visible_to(_user(request)), ref))
+        expense, _ = _waited(request, self.find(ref))
         return Response(ExpenseSerializer(expense).data)
 
 
-class DecideView(APIView):
-    """`POST …/approve/`, `…/reject/`, `…/withdraw/` with `{"reason"}`; with `Prefer: wait=N`,
-    answered once an approved expense is paid. A repeat of the standing verdict succeeds."""
+class DecideView(_ExpenseView):
+    """`POST …/approve`, `…/reject`, `…/withdraw` with `{"reason"}`; with `Prefer: wait=N`, answered
+    once an approved expense is paid. Asking again for the verdict that was taken succeeds."""
 
     def post(self, request: Request, ref: str, verb: str) -> Response:
         verdict = VERDICT_OF_VERB[verb]
-        body = ReasonSerializer(data=request.data)
-        body.is_valid(raise_exception=True)
-        actor = _actor(request)
-        # Deciding takes a permission, and its refusal is audited; withdrawing is for one's own.
-        mine = verdict == Verdict.WITHDRAWN
-        try:
-            visible = services.visible_to(_user(request)) if mine else Expense.objects.all()
-            expense = _find(visible, ref)
-        except Http404:
-            if mine or actor.may(services.DECIDE):
-                raise
-            # The same answer as for an expense that is there.
-            raise exceptions.PermissionDenied(str(approvals.not_permitted(actor))) from None
-        try:
+        reason = reason_in(request)
+        # People withdraw what they see. A refused decision is audited, so it finds every expense.
+        expense = (
+            self.find(ref)
+            if verdict == Verdict.WITHDRAWN
+            else find_to_decide(
+                Expense.objects.all(),
+                ref,
+                "expense_id",
+                actor=self.actor,
+                permission=services.DECIDE,
+            )
+        )
+        with refusals_as_problems(verdict):
             services.decide_expense(
                 expense,
                 verdict=verdict,
-                actor=actor,
+                actor=self.actor,
                 route=Route.REST,
-                reason=body.validated_data["reason"] or "",
+                reason=reason,
                 now=timezone.now(),
             )
-        except approvals.ReasonMissing as error:
-            raise exceptions.ValidationError({"reason": [str(error)]}) from error
-        except approvals.Refused as error:
-            raise exceptions.PermissionDenied(str(error)) from error
-        except approvals.AlreadyDecided as error:
-            if error.verdict != verdict:
-                raise Conflict(str(error)) from error
-        return _answer(request, _reread(expense), HTTPStatus.OK)
+        return self.answer(request, _reread(expense), HTTPStatus.OK)
 
 
-class AuditView(generics.ListAPIView[AuditEntry]):
-    """The audit trail of an expense, newest first, for whoever sees the expense (X5)."""
+class AuditView(_ExpenseView, generics.ListAPIView[AuditEntry]):
+    """The audit trail of an expense, oldest first, for everybody who sees the expense (X5)."""
 
     serializer_class = AuditEntrySerializer
-    pagination_class = AuditPagination
+    pagination_class = CursorPages
 
     def get_queryset(self) -> QuerySet[AuditEntry]:
-        expense = _find(services.visible_to(_user(self.request)), self.kwargs["ref"])
-        return approvals.trail(services.SUBJECT, expense.expense_id)
+        return approvals.trail(services.SUBJECT, self.find(self.kwargs["ref"]).expense_id)
 
 
-class PaymentsView(generics.ListAPIView[LedgerEntry]):
+class PaymentsView(ActorView, generics.ListAPIView[LedgerEntry]):
     """The ledger, newest first: one row for each paid expense."""
 
-    queryset = LedgerEntry.objects.select_related("expense")
     serializer_class = PaymentSerializer
-    pagination_class = PaymentPagination
-    permission_classes = (*APIView.permission_classes, MaySeePayments)
+    pagination_class = CursorPages
 
-
-def _find(expenses: QuerySet[Expense], ref: str) -> Expense:
-    """By UUID, or by the expense's own id (design rule 7). Raises Http404."""
-    if _UUID.fullmatch(ref) and (expense := expenses.filter(pk=ref).first()):
-        return expense
-    return get_object_or_404(expenses, expense_id=ref)
+    def get_queryset(self) -> QuerySet[LedgerEntry]:
+        if not self.actor.may("expenses.view_ledgerentry"):
+            raise exceptions.PermissionDenied(
+                "You may not see the ledger; ask for the Finance group."
+            )
+        return LedgerEntry.objects.select_related("expense").order_by("-paid_at", "-id")
 
 
 def _reread(expense: Expense) -> Expense:
     return Expense.objects.select_related("submitter", "decision", "payment").get(pk=expense.pk)
 
 
-def _user(request: Request) -> User:
-    assert isinstance(request.user, User)  # noqa: S101 (the default permission class)
-    return request.user
-
-
-def _actor(request: Request) -> Actor:
-    return Actor.of(_user(request))
-
-
-def _id_for(request: Request, key: str) -> str:
-    """An expense id where the client chose none: its own for each key of a user, so that a
-    repeated request meets the expense that the first one made."""
-    unique = idempotency.digest(_user(request), key) if key else uuid.uuid4().hex
-    return f"exp_{unique[:20]}"
-
-
-def _answer(request: Request, expense: Expense, status: HTTPStatus) -> Response:
-    """`status`, or 202 where the client waited for an outcome that has not come."""
-    expense, come = _waited(request, expense)
-    return Response(ExpenseSerializer(expense).data, status if come else HTTPStatus.ACCEPTED)
-
-
 def _waited(request: Request, expense: Expense) -> tuple[Expense, bool]:
-    """The expense once nothing more will happen to it, or as it is when the client's wait is over
-    or half of the threads wait already; and whether the client got what it asked for."""
-    with prefer.wait(request) as seconds:
-        if seconds is None:
-            return expense, True
-        end = time.monotonic() + seconds
-        while expense.state not in _FINAL and time.monotonic() < end:
-            time.sleep(_POLL_SECONDS)
-            expense = _reread(expense)
-        return expense, expense.state in _FINAL
+    return prefer.wait_until(
+        request, expense, settled=lambda expense: expense.state in _SETTLED, reread=_reread
+    )

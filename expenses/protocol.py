@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from csp.constants import SELF
 from csp.decorators import csp_replace
 from django.core.exceptions import ValidationError
-from django.db.models import Q, QuerySet
+from django.db.models import Q
 from django.http import (
     Http404,
     HttpRequest,
@@ -38,6 +38,7 @@ from approvals import services as approvals
 from approvals.models import VERDICT_OF_VERB, Route
 from expenses import services
 from expenses.models import Expense, State
+from rest.problems import log_refusal
 from temporal import addresses
 from worker import contracts
 
@@ -61,22 +62,27 @@ class ProtocolError(Exception):
         super().__init__(sentence)
 
 
-class Missing(Exception):
-    """Required parameters are absent; each is a pair of where and name."""
+class ParametersMissing(Exception):
+    """Required parameters are absent; each is a pair of its place and its name."""
 
-    def __init__(self, *parameters: tuple[str, str]) -> None:
+    def __init__(self, parameters: list[tuple[str, str]]) -> None:
         self.parameters = parameters
+        super().__init__(f"missing: {', '.join(name for _, name in parameters)}")
 
 
-def error_response(request: HttpRequest, error: Exception, *, api: bool) -> HttpResponse:
-    """The answer to an exception of this module or of access; other exceptions are raised."""
+def error_response(
+    request: HttpRequest, error: Exception, *, api: bool, expense_id: str
+) -> HttpResponse:
+    """Answer an exception of this module or of access, and log it; raise any other."""
     match error:
-        case Missing():
+        case ParametersMissing():
             details = [
                 {"type": "missing", "loc": list(parameter), "msg": "Field required"}
                 for parameter in error.parameters
             ]
-            return JsonResponse({"detail": details}, status=422)
+            response: HttpResponse = JsonResponse({"detail": details}, status=422)
+            log_refusal(request, response, str(error), record_id=expense_id)
+            return response
         case open_access.NotServed():
             raise Http404 from error
         case open_access.NotSignedIn():
@@ -100,6 +106,7 @@ def error_response(request: HttpRequest, error: Exception, *, api: bool) -> Http
         )
     if error.status == 401:
         response["WWW-Authenticate"] = "Bearer"
+    log_refusal(request, response, f"ERROR:{error.code} {error}", record_id=expense_id)
     return response
 
 
@@ -154,7 +161,12 @@ class ProtocolView(APIView):
     def handle_exception(self, exc: Exception) -> HttpResponseBase:  # type: ignore[override]
         if isinstance(exc, MethodNotAllowed):
             return HttpResponseNotAllowed([name.upper() for name in self.http_method_names])
-        return error_response(self.request._request, exc, api=self.api)
+        return error_response(
+            self.request._request,
+            exc,
+            api=self.api,
+            expense_id=self.request.query_params.get("id", ""),
+        )
 
     def succeed(self) -> HttpResponse:
         return _text(SUCCEED) if self.api else _to_list()
@@ -226,7 +238,7 @@ class StatusView(ProtocolView):
         _require(("query", "id") if "id" not in request.query_params else None)
         expense_id = _valid_id(request.query_params["id"])
         # Programs poll this: it reads one column.
-        found = _visible_to(self.actor).select_related(None).filter(expense_id=expense_id)
+        found = services.visible_to(self.actor).select_related(None).filter(expense_id=expense_id)
         state = found.values_list("state", flat=True).first()
         if state is None:
             raise _unknown(expense_id)
@@ -288,7 +300,7 @@ class ListView(ProtocolView):
             for name in ("q", "after")
         )
         expenses = (
-            _visible_to(self.actor)
+            services.visible_to(self.actor)
             .select_related(None)
             .only("expense_id", "state", "submitter_id", "opened_by_id")
             .filter(expense_id__gt=after)
@@ -343,7 +355,7 @@ class FormView(View):
             _require(*(("body", name) for name in ("id", "type") if name not in form))
             return self.carry_out(request, form["type"], form["id"], actor)
         except Exception as error:  # noqa: BLE001 (error_response raises what it does not know)
-            return error_response(request, error, api=False)
+            return error_response(request, error, api=False, expense_id=form.get("id", ""))
 
     def carry_out(
         self, request: HttpRequest, kind: str, expense_id: str, actor: actors.Actor
@@ -464,10 +476,6 @@ def _actor(
         raise
 
 
-def _visible_to(actor: actors.Actor) -> QuerySet[Expense]:
-    return Expense.objects.all() if actor.user is None else services.visible_to(actor.user)
-
-
 def _check_offered(expense: Expense, kind: str, actor: actors.Actor) -> None:
     """Raise ProtocolError where the person would be asked for what is refused then (X10)."""
     if expense.state != _STATE_FOR[kind]:
@@ -505,7 +513,7 @@ def _ask(
 def _require(*missing: tuple[str, str] | None) -> None:
     found = [parameter for parameter in missing if parameter]
     if found:
-        raise Missing(*found)
+        raise ParametersMissing(found)
 
 
 def _valid_id(expense_id: str) -> str:

@@ -9,7 +9,6 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Final
 
-from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 
@@ -59,13 +58,15 @@ class CallbackRefused(Exception):
     """The callback belongs to another workflow than the expense (requirements X7)."""
 
 
-def visible_to(user: User) -> QuerySet[Expense]:
-    """The expenses that a person sees on every route: all with the permission to view or to carry
-    them, else their own (requirements X10)."""
+def visible_to(actor: actors.Actor) -> QuerySet[Expense]:
+    """Return the expenses that the actor sees on every route (requirements X10).
+
+    These are all expenses with the permission to view or to carry them, else the actor's own.
+    """
     expenses = Expense.objects.select_related("submitter", "decision", "payment")
-    if user.has_perm("expenses.view_expense") or user.has_perm(CARRY):
+    if actor.may("expenses.view_expense") or actor.may(CARRY):
         return expenses
-    return expenses.filter(submitter=user.pk)
+    return expenses.filter(submitter=actor.user)
 
 
 def may_decide(expense: Expense, actor: actors.Actor) -> bool:

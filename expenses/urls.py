@@ -3,19 +3,15 @@
 from django.urls import include, path, re_path
 
 from expenses import api, protocol
+from rest.paths import REF, route
 from rest.problems import UnknownPath
 
-_REF = r"(?P<ref>[A-Za-z0-9\-._~:@]{1,100})"
-
 api_v1 = [
-    path("expenses/", api.ExpensesView.as_view()),
-    re_path(rf"^expenses/{_REF}/$", api.ExpenseView.as_view()),
-    re_path(
-        rf"^expenses/{_REF}/(?P<verb>approve|reject|withdraw)/$",
-        api.DecideView.as_view(),
-    ),
-    re_path(rf"^expenses/{_REF}/audit/$", api.AuditView.as_view()),
-    path("payments/", api.PaymentsView.as_view()),
+    route("expenses", api.ExpensesView.as_view()),
+    route(rf"expenses/{REF}", api.ExpenseView.as_view()),
+    route(rf"expenses/{REF}/(?P<verb>approve|reject|withdraw)", api.DecideView.as_view()),
+    route(rf"expenses/{REF}/audit", api.AuditView.as_view()),
+    route("payments", api.PaymentsView.as_view()),
     re_path("", UnknownPath.as_view()),
 ]
 

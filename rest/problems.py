@@ -1,5 +1,6 @@
-"""REST errors as problem details (RFC 9457): one format for every endpoint of the API."""
+"""REST errors as problem details (RFC 9457), in one format for every endpoint of the API."""
 
+import json
 import logging
 from http import HTTPStatus
 from typing import Any
@@ -10,7 +11,8 @@ from django.core.exceptions import (
     RequestDataTooBig,
     ValidationError,
 )
-from django.http import Http404
+from django.http import Http404, HttpRequest, HttpResponse
+from django.utils.log import log_response
 from rest_framework import exceptions, views
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -28,7 +30,7 @@ class Conflict(exceptions.APIException):
 
 
 class TooLarge(exceptions.APIException):
-    """The body is beyond what the site reads (DATA_UPLOAD_MAX_MEMORY_SIZE)."""
+    """The body is larger than DATA_UPLOAD_MAX_MEMORY_SIZE."""
 
     status_code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     default_code = "too_large"
@@ -36,7 +38,7 @@ class TooLarge(exceptions.APIException):
 
 
 class TooMany(exceptions.APIException):
-    """A person asks for more than one person may; `wait` is the seconds in Retry-After."""
+    """The person has reached a limit; the header Retry-After is `wait`, in seconds."""
 
     status_code = HTTPStatus.TOO_MANY_REQUESTS
     default_code = "too_many"
@@ -47,7 +49,8 @@ class TooMany(exceptions.APIException):
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
-    """`{"type", "title", "status", "detail", "errors"?}` as application/problem+json.
+    """Answer with `{"type", "title", "status", "detail", "code", "errors"?}` as
+    application/problem+json, and log the refusal.
 
     `errors` maps each refused field to its messages.
     """
@@ -74,19 +77,43 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
     if isinstance(error, exceptions.ValidationError):
         problem["detail"] = "Some fields are missing or wrong; see errors."
         problem["errors"] = response.data
+        reason = json.dumps(response.data)
     else:
-        problem["detail"] = str(getattr(error, "detail", error))
+        problem["detail"] = reason = str(getattr(error, "detail", error))
     problem["code"] = getattr(error, "default_code", "error")
     response.data = problem
     response.content_type = "application/problem+json"
+    log_refusal(context["request"]._request, response, reason)
     return response
 
 
+def log_refusal(
+    request: HttpRequest, response: HttpResponse, reason: str, *, record_id: str = ""
+) -> None:
+    """Log in one line that a request was refused and why (requirements E10).
+
+    The path names the record; `record_id` does where the path does not. The query, the headers and
+    the body may hold secrets, so the line has none of them. It replaces Django's line about the
+    response, and Django escapes the control characters in it.
+    """
+    log_response(
+        "%s %s%s refused: %s",
+        request.method,
+        request.path,
+        f" ({record_id[:200]})" if record_id else "",
+        reason[:500],
+        response=response,
+        request=request,
+        logger=log,
+        level="error" if response.status_code >= 500 else "warning",
+    )
+
+
 class UnknownPath(views.APIView):
-    """Whatever the API does not have, in its one error format."""
+    """Answers every path that the API does not have, in its one error format."""
 
     authentication_classes = ()
     permission_classes = ()
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        raise exceptions.NotFound("The API has no such path; each ends with a slash.")
+        raise exceptions.NotFound("The API has no such path.")

@@ -3,13 +3,14 @@
 import re
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from access import groups
-from approvals.models import AuditEntry, Decision
+from access import actors, groups
+from approvals.models import AuditEntry, Decision, Route
 from expenses import services
 from expenses.models import Expense, State
 from outbox.models import Message
@@ -297,11 +298,43 @@ def test_list(approver: Program) -> None:
     assert (ids(second), second.json()["next"]) == (["e0"], None)
 
 
-@pytest.mark.parametrize("expense_id", ["a-._~:@9", UUID])
-def test_detail(approver: Program, expense_id: str) -> None:
-    """E12, X5, design rule 7: one expense by its UUID or its id, with decision and payment."""
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_every_path_is_served_with_and_without_a_slash(employee: Program, slash: str) -> None:
+    """E12: GET and POST are answered at once, without a redirect."""
+    submitted = send(employee, f"/api/v1/expenses{slash}", BODY)
+    assert submitted.status_code == 201
+    expense = Expense.objects.get()
+    for path in ("", f"/{expense.pk}", "/exp-1", "/exp-1/audit"):
+        assert employee.get(f"/api/v1/expenses{path}{slash}").status_code == 200
+    assert Program(groups.FINANCE).get(f"/api/v1/payments{slash}").status_code == 200
+    assert send(employee, f"/api/v1/expenses/exp-1/withdraw{slash}").status_code == 200
+
+
+def test_uuid_of_an_expense_wins_over_another_expenses_id(
+    approver: Program, employee: Program
+) -> None:
+    """E12, X7: an expense id that looks like the UUID of another expense takes no decision of its
+    place; that expense is reached by its own UUID."""
+    meant = factories.expense("meant")
+    for twin in (str(meant.pk), str(meant.pk).upper()):
+        assert send(employee, EXPENSES, {**BODY, "expense_id": twin}).status_code == 201
+        assert approver.get(f"{EXPENSES}{twin}").json()["expense_id"] == "meant"
+        assert len(approver.get(f"{EXPENSES}{twin}/audit").json()["results"]) == 1
+        other = Expense.objects.get(expense_id=twin)
+        assert approver.get(f"{EXPENSES}{other.pk}").json()["expense_id"] == twin
+    answer = send(approver, f"{EXPENSES}{meant.pk}/approve", {})
+    assert (answer.status_code, answer.json()["expense_id"]) == (200, "meant")
+    undecided = Expense.objects.filter(state=State.CREATED)
+    assert set(undecided) == set(Expense.objects.exclude(pk=meant.pk))
+
+
+@pytest.mark.parametrize("expense_id", ["a-._~:@9", UUID, " é 😀 <b>?", "%2e%2e", "approve"])
+def test_expense_is_reached_by_its_uuid_and_by_its_own_id(
+    approver: Program, expense_id: str
+) -> None:
+    """E12, X5: the answer has the decision and the payment."""
     expense = factories.expense(expense_id, State.COMPLETED)
-    for ref in (str(expense.pk), str(expense.pk).upper(), expense_id):
+    for ref in (str(expense.pk), str(expense.pk).upper(), quote(expense_id)):
         body = approver.get(f"{EXPENSES}{ref}/").json()
         assert (body["id"], body["state"]) == (str(expense.pk), "COMPLETED")
     assert body["paid_at"] == "2026-01-02T03:04:05Z"
@@ -315,20 +348,17 @@ def test_detail(approver: Program, expense_id: str) -> None:
 
 
 @pytest.mark.parametrize("expense_id", ["a-._~:@9", UUID])
-def test_audit_trail(approver: Program, employee: Program, expense_id: str) -> None:
-    """X5, E12: who, what, when, by which route and why, newest first, in pages; of this expense
-    alone, for whoever sees it."""
+def test_audit_trail_is_oldest_first_and_of_one_expense(
+    approver: Program, employee: Program, expense_id: str
+) -> None:
+    """X5, E12: who, what, when, by which route and why, in pages, for everybody who sees the
+    expense."""
     expense = factories.expense(expense_id, State.COMPLETED, submitter=employee.user)
     factories.expense("another", State.REJECTED)
     problem(send(Program(), f"{EXPENSES}{expense_id}/approve/"), 403)
     for reader, ref in ((approver, expense_id), (employee, str(expense.pk))):
         first = reader.get(f"{EXPENSES}{ref}/audit/", {"page_size": 3}).json()
-        refusal = first["results"].pop(0)
-        assert (refusal["event"], refusal["route"]) == ("refused", "rest")
-        assert refusal["reason"].startswith("approved: ")
-        second = reader.get(first["next"]).json()
-        assert second["next"] is None
-        assert first["results"] + second["results"] == [
+        assert first["results"] == [
             {
                 "event": event,
                 "actor": actor,
@@ -337,11 +367,16 @@ def test_audit_trail(approver: Program, employee: Program, expense_id: str) -> N
                 "at": "2026-01-02T03:04:05Z",
             }
             for event, actor, reason in (
-                ("paid", "local", ""),
-                ("approved", "local", "as made"),
                 ("submitted", "emma", ""),
+                ("approved", "local", "as made"),
+                ("paid", "local", ""),
             )
         ]
+        second = reader.get(first["next"]).json()
+        [refusal] = second["results"]
+        assert second["next"] is None
+        assert (refusal["event"], refusal["route"]) == ("refused", "rest")
+        assert refusal["reason"].startswith("approved: ")
 
 
 def test_payments() -> None:
@@ -424,6 +459,31 @@ def test_wait_that_ends_first(approver: Program, prefer: str) -> None:
     factories.expense()
     response = send(approver, EXPENSES + "exp-1/approve/", Prefer=prefer)
     assert (response.status_code, response.json()["state"]) == (202, "APPROVED")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_wait_ends_when_the_expense_is_paid(
+    approver: Program, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """E12: the answer comes with the new state, and no sooner."""
+    expense = factories.expense(state=State.APPROVED if method == "GET" else State.CREATED)
+    slept = []
+
+    def pay(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            services.record_payment(
+                expense, actor=actors.LOCAL, route=Route.PROTOCOL, now=factories.NOW
+            )
+
+    # The payment comes during the second pause. A third pause would be one too many.
+    monkeypatch.setattr("rest.prefer.sleep", pay)
+    path = f"{EXPENSES}exp-1/{'approve/' if method == 'POST' else ''}"
+    headers = {"Prefer": "wait=60"}
+    answer: Any = approver.generic(method, path, b"{}", "application/json", headers=headers)
+    assert (answer.status_code, answer.json()["state"]) == (200, "COMPLETED")
+    assert answer.json()["paid_at"] == "2026-01-02T03:04:05Z"
+    assert len(slept) == 2
 
 
 def test_wait_without_a_free_thread(approver: Program, no_free_thread: None) -> None:

@@ -82,7 +82,7 @@ DEFECTS: Final = (
     Defect(
         "an employee reads another's state",
         "expenses/protocol.py",
-        "_visible_to(self.actor).select_related(None).filter(",
+        "services.visible_to(self.actor).select_related(None).filter(",
         "Expense.objects.filter(",
         "tests/expenses/test_services.py",
     ),
