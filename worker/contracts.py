@@ -20,6 +20,16 @@ APPROVED: Final = "APPROVED"
 REJECTED: Final = "REJECTED"
 CANCELLED: Final = "CANCELLED"
 
+# The plain protocol's answers to programs: each ERROR word is the whole body (requirements E4-E7).
+SUCCEED: Final = "SUCCEED"
+ERROR_PREFIX: Final = "ERROR:"
+FORBIDDEN: Final = "ERROR:FORBIDDEN"
+ID_ALREADY_EXISTS: Final = "ERROR:ID_ALREADY_EXISTS"
+INVALID_FORM_DATA: Final = "ERROR:INVALID_FORM_DATA"
+INVALID_ID: Final = "ERROR:INVALID_ID"
+INVALID_STATE: Final = "ERROR:INVALID_STATE"
+INVALID_TYPE: Final = "ERROR:INVALID_TYPE"
+
 # What the workflow returns for a paid expense; it returns "" for every other (W2).
 COMPLETED: Final = "COMPLETED"
 
