@@ -143,7 +143,7 @@ class ExpenseAdmin(DecidableAdmin):
     def add_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         try:
             response: HttpResponse = super().add_view(request, *args, **kwargs)
-        except (services.AlreadyExists, approvals.TooManySubmissions) as error:
+        except (services.ExpenseExists, approvals.TooManySubmissions) as error:
             # Somebody took the id between the form's check and the insert, or the limit is reached.
             messages.error(request, str(error))
             response = HttpResponseRedirect(request.get_full_path())

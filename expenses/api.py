@@ -137,7 +137,7 @@ class ExpensesView(_ExpenseView, generics.ListAPIView[Expense]):
                     now=timezone.now(),
                 )
             status = HTTPStatus.CREATED
-        except services.AlreadyExists as error:
+        except services.ExpenseExists as error:
             # With a key, the answer to an identical repeat is the expense of the first request.
             same = Expense.objects.filter(
                 expense_id=expense_id, submitter=self.actor.user, **vars(details)

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from django.db import IntegrityError, transaction
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 
 from access import actors
 from approvals import services as approvals
@@ -38,19 +38,19 @@ _VALUE_OF = {
 _STATE_OF = {verdict: State(verdict.value) for verdict in _VALUE_OF}
 
 
-class AlreadyExists(Exception):
-    """An expense has this id, or is that of this workflow already."""
+class ExpenseExists(Exception):
+    """Another expense already uses this id or this workflow."""
 
     def __init__(self, expense: Expense, text: str) -> None:
         self.expense = expense
         super().__init__(text)
 
 
-class NotPayable(Exception):
+class NotPayable(approvals.WrongState):
     """Only an approved expense is paid."""
 
 
-class NotWaiting(Exception):
+class NotWaiting(approvals.WrongState):
     """The expense is decided, so no callback is registered for it any more."""
 
 
@@ -91,7 +91,7 @@ def create_expense(
     """Create an expense of which just the id is known (E5).
 
     A repeat from the workflow that the expense belongs to returns the expense that is there, also
-    one that was submitted with details. Raises AlreadyExists.
+    one that was submitted with details. Raises ExpenseExists.
     """
     try:
         with transaction.atomic(durable=True):
@@ -135,7 +135,7 @@ def submit_expense(
 ) -> Expense:
     """Create an expense in a person's name and have its workflow started.
 
-    Raises AlreadyExists, approvals.TooManySubmissions.
+    Raises ExpenseExists, approvals.TooManySubmissions.
     """
     workflow_id = contracts.expense_workflow_id(expense_id)
     try:
@@ -176,43 +176,41 @@ def register_callback(
 ) -> None:
     """Store where the decision on `expense` is to be delivered (E7, X7).
 
-    An expense that belongs to no workflow is bound to the first that is named.
+    An expense that belongs to no workflow is bound to the first that is named. The first
+    registration and the binding are audited; a repeated registration replaces the address.
     Raises NotWaiting, or CallbackRefused, which is audited.
     """
     named, inside = address.workflow_id, addresses.ids_in_token(address.token)
     try:
         with transaction.atomic(durable=True):
-            waiting = Expense.objects.filter(pk=expense.pk, state=State.CREATED)
-            if named:
-                bound = waiting.filter(Q(workflow_id=named) | Q(workflow_id__isnull=True)).update(
-                    workflow_id=named
-                )
-            else:
-                # An update that changes nothing: it locks the row against a decision.
-                bound = waiting.filter(workflow_id__isnull=True).update(workflow_id=None)
-            if not bound:
-                if not waiting.exists():
-                    raise NotWaiting(f"{expense.expense_id} is decided.")
+            # Locked against a decision and against another registration.
+            locked = Expense.objects.select_for_update().get(pk=expense.pk)
+            if locked.state != State.CREATED:
+                raise NotWaiting(f"{expense.expense_id} is decided.")
+            if locked.workflow_id not in (None, named):
                 raise CallbackRefused("It names another workflow than the expense's, or none.")
             if named and inside.workflow_id not in ("", named):
                 raise CallbackRefused("Its token belongs to another workflow than it names.")
             owners = Expense.objects.exclude(pk=expense.pk).filter(
                 owns_workflow=True, workflow_id__in=filter(None, (named, inside.workflow_id))
             )
-            if not expense.owns_workflow and owners.exists():
-                raise CallbackRefused("Its workflow is that of another expense.")
-            sealed = address.with_ids_of(inside).sealed()
-            CallbackAddress.objects.update_or_create(
+            if not locked.owns_workflow and owners.exists():
+                raise CallbackRefused("Its workflow belongs to another expense.")
+            binds = locked.workflow_id is None and named != ""
+            if binds:
+                Expense.objects.filter(pk=expense.pk).update(workflow_id=named)
+            _, first = CallbackAddress.objects.update_or_create(
                 expense=expense,
                 defaults={
-                    **sealed,
+                    **address.with_ids_of(inside).sealed(),
                     "token_hash": hashlib.sha256(address.token).hexdigest(),
                     "registered_at": now,
                 },
             )
-            _record(AuditEntry.Event.REGISTERED, expense, actor=actor, route=route, now=now)
+            if first or binds:
+                _record(AuditEntry.Event.REGISTERED, expense, actor=actor, route=route, now=now)
     except IntegrityError:
-        refusal = CallbackRefused("Its token or its activity is another expense's.")
+        refusal = CallbackRefused("Its token or its activity belongs to another expense.")
     except CallbackRefused as error:
         refusal = error
     else:
@@ -360,16 +358,16 @@ def record_payment(
     return entry
 
 
-def _already_exists(expense_id: str, workflow_id: str | None) -> AlreadyExists:
+def _already_exists(expense_id: str, workflow_id: str | None) -> ExpenseExists:
     """Which unique id a new expense shares, and with which expense."""
     if expense := Expense.objects.filter(expense_id=expense_id).first():
-        return AlreadyExists(
+        return ExpenseExists(
             expense, f"There is an expense {expense_id} already. Choose another ID."
         )
     expense = Expense.objects.filter(workflow_id=workflow_id, owns_workflow=True).latest(
         "created_at"
     )
-    return AlreadyExists(
+    return ExpenseExists(
         expense,
         f"The workflow {workflow_id} carries {expense} already. Use another workflow id.",
     )

@@ -1,8 +1,8 @@
-"""The plain protocol at the root, where its clients expect it, and the REST API."""
+"""The routes of expenses: pages and the plain protocol at the root, REST under `/api/v1/`."""
 
 from django.urls import include, path, re_path
 
-from expenses import api, protocol
+from expenses import api, pages, protocol
 from rest.paths import REF, route
 from rest.problems import UnknownPath
 
@@ -16,10 +16,10 @@ api_v1 = [
 ]
 
 urlpatterns = [
-    path("", protocol.ListView.as_view()),
-    path("list", protocol.ListView.as_view(), name="list"),
-    path("decide", protocol.DecideView.as_view(), name="decide"),
-    path("carry", protocol.CarryView.as_view(), name="carry"),
+    path("", pages.ListView.as_view()),
+    path("list", pages.ListView.as_view(), name="list"),
+    path("decide", pages.DecideView.as_view(), name="decide"),
+    path("carry", pages.CarryView.as_view(), name="carry"),
     path("create", protocol.CreateView.as_view()),
     path("action", protocol.ActionView.as_view()),
     path("status", protocol.StatusView.as_view()),

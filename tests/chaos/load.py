@@ -171,7 +171,7 @@ class Load:
         return rows
 
     async def events(self, expense: str) -> list[str]:
-        """The audit trail of an expense, newest first."""
+        """The audit trail of an expense, oldest first."""
         trail = await self.rows(f"/api/v1/expenses/{expense}/audit/")
         return [entry["event"] for entry in trail]
 

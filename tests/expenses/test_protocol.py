@@ -355,17 +355,32 @@ def test_registration_is_stored_encrypted(local: Client) -> None:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_newest_registration_wins(local: Client, named: bool) -> None:
-    """E7, X7: each attempt registers anew; the decision goes to the newest. The first name binds
-    the expense; a plain client, which names none, leaves it unbound."""
+def test_repeated_registration_replaces_the_address_and_is_not_audited(
+    local: Client, named: bool
+) -> None:
+    """E7, X5, X7: each attempt of a waiting activity registers again; the decision goes to the
+    newest. The first name binds the expense; a plain client, which names none, leaves it
+    unbound."""
     factories.expense()
-    for attempt in (1, 2):
+    for attempt in (1, 2, 3):
         newest = factories.address("wf-1", attempt=attempt, named=named)
         assert register(local, "exp-1", factories.form(newest)) == (200, "SUCCEED")
+        events = AuditEntry.objects.order_by("pk").values_list("event", flat=True)
+        assert list(events) == ["created", "registered"]
     assert Expense.objects.get().workflow_id == ("wf-1" if named else None)
     assert get(local, "/action", type="approve", id="exp-1", **API) == (200, "SUCCEED")
     told = Address.unseal(Message.objects.get().payload["address"])
     assert told.token == newest.token
+
+
+def test_registration_that_binds_the_expense_is_audited(local: Client) -> None:
+    """E7, X5, X7: the first registration that names a workflow, even after one without a name."""
+    factories.expense()
+    for named in (False, True, True):
+        form = factories.form(factories.address("wf-1", named=named))
+        assert register(local, "exp-1", form) == (200, "SUCCEED")
+    assert AuditEntry.objects.filter(event="registered").count() == 2
+    assert Expense.objects.get().workflow_id == "wf-1"
 
 
 @pytest.mark.parametrize("bound_by", ["creation", "registration"])

@@ -214,7 +214,7 @@ def test_stale_expense(unchanged: Unchanged) -> None:
 def test_submission_whose_workflow_is_taken(unchanged: Unchanged) -> None:
     """X7: no second expense comes to own the workflow of another."""
     factories.expense("other", workflow_id="expense_exp-1")
-    with unchanged(), pytest.raises(services.AlreadyExists):
+    with unchanged(), pytest.raises(services.ExpenseExists):
         services.submit_expense("exp-1", details=factories.DETAILS, **WHO)
 
 

@@ -49,8 +49,8 @@ def test_a_failure_keeps_its_traceback(client: Client, log: io.StringIO) -> None
     client.raise_request_exception = False
     client.force_login(factories.user(groups.APPROVER))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("expenses.protocol.urlencode", None)
-        patch.setattr("expenses.protocol.PAGE_ROWS", None)
+        patch.setattr("expenses.pages.urlencode", None)
+        patch.setattr("expenses.pages.PAGE_ROWS", None)
         assert client.get("/list").status_code == 500
     assert "Traceback (most recent call last)" in log.getvalue()
 

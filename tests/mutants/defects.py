@@ -40,8 +40,8 @@ DEFECTS: Final = (
     Defect(
         "a callback of another workflow is stored",
         "expenses/services.py",
-        "waiting.filter(Q(workflow_id=named) | Q(workflow_id__isnull=True)).update(\n",
-        "waiting.filter(Q()).update(\n",
+        "            if locked.workflow_id not in (None, named):\n",
+        "            if locked.workflow_id == locked.pk:\n",
         "tests/expenses/test_protocol.py",
     ),
     Defect(
@@ -82,8 +82,8 @@ DEFECTS: Final = (
     Defect(
         "an employee reads another's state",
         "expenses/protocol.py",
-        "services.visible_to(self.actor).select_related(None).filter(",
-        "Expense.objects.filter(",
+        "        found = services.visible_to(self.actor).select_related(None)\n",
+        "        found = Expense.objects.all()\n",
         "tests/expenses/test_services.py",
     ),
     Defect(

@@ -73,11 +73,11 @@ TABLE: Final[dict[str, Row]] = {
     **{f"api/v1/{route}": row for route, row in ORDERS.items()},
     "orders/<ref>/steps/<step>": (NONE, CARRIERS),
     # Expenses.
-    "api/v1/expenses/": (SIGNED_IN, EMPLOYEES),
-    "api/v1/expenses/<ref>/": (SEE_ALL, NONE),
-    "api/v1/expenses/<ref>/<verb>/": (NONE, APPROVERS),
-    "api/v1/expenses/<ref>/audit/": (SEE_ALL, NONE),
-    "api/v1/payments/": (LEDGER, NONE),
+    "api/v1/expenses": (SIGNED_IN, EMPLOYEES),
+    "api/v1/expenses/<ref>": (SEE_ALL, NONE),
+    "api/v1/expenses/<ref>/<verb>": (NONE, APPROVERS),
+    "api/v1/expenses/<ref>/audit": (SEE_ALL, NONE),
+    "api/v1/payments": (LEDGER, NONE),
     "api/v1/": (NONE, NONE),
     # The admin's own pages.
     people.DOTS: (NONE, NONE),

@@ -1,0 +1,231 @@
+"""The pages of expenses: the list, the page that asks, and the forms of both (requirements E2)."""
+
+import zlib
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import urlencode
+
+from csp.constants import SELF
+from csp.decorators import csp_replace
+from django.db.models import Q
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
+from django.shortcuts import render
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.decorators import method_decorator
+from django.views import View
+
+from access import actors, open_access
+from access.text import ID_LENGTH, clean_text, is_opaque_id, search_fault
+from approvals import services as approvals
+from approvals.models import VERDICT_OF_VERB, Route
+from expenses import refusals, services
+from expenses.models import Expense, State
+from worker import contracts
+
+PAGE_ROWS: Final = 100
+VERBS: Final = ("approve", "reject")
+
+
+# The scripts of the admin need a wider policy; these pages have one script, from this site.
+@method_decorator(csp_replace({"script-src": [SELF]}), name="dispatch")
+class RootView(View):
+    """A view outside the admin and `/api/v1/`. Once `self.actor` is known it answers `get` or
+    `post`; what these raise becomes a refusal."""
+
+    route = Route.PAGE
+    # Whether a program asks: it gets plain text, and its cookies do not count.
+    api = False
+    # The permission that the request needs; None where signing in is enough.
+    permission: str | None = None
+    actor: actors.Actor
+
+    @property
+    def expense_id(self) -> str:
+        return self.request.POST.get("id", "")
+
+    def dispatch(self, request: HttpRequest, *args: object, **kwargs: object) -> HttpResponseBase:
+        if str(request.method).lower() not in self.http_method_names:
+            return self.http_method_not_allowed(request)
+        try:
+            self.check_access()
+            return super().dispatch(request, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 (refusals raises what it does not know)
+            return refusals.answer(request, error, api=self.api, expense_id=self.expense_id)
+
+    def check_access(self) -> None:
+        """Find out who asks. A person without the permission is refused, which is audited (X3)."""
+        try:
+            self.actor = open_access.actor_of(
+                self.request, permission=self.permission, cookies=not self.api
+            )
+        except open_access.NotAllowed as error:
+            if is_opaque_id(self.expense_id):
+                approvals.record_refusal(
+                    services.SUBJECT,
+                    self.expense_id,
+                    f"{self.request.path}: no permission",
+                    actor=error.actor,
+                    route=self.route,
+                    now=timezone.now(),
+                )
+            raise
+
+
+class ListView(RootView):
+    """`GET /` and `GET /list`: the expenses that the person sees, by id, 100 on a page, with search
+    (E2, X10)."""
+
+    http_method_names = ["get"]
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        search, after = (
+            text if "\0" not in (text := request.GET.get(name, "")) else ""
+            for name in ("q", "after")
+        )
+        expenses = (
+            services.visible_to(self.actor)
+            .select_related(None)
+            .only("expense_id", "state", "submitter_id", "opened_by_id")
+            .filter(expense_id__gt=after)
+        )
+        fault = search_fault(search)
+        if fault or len(search) > ID_LENGTH:
+            expenses = expenses.none()
+        elif search:
+            # Compared by code point, icontains folds only ASCII; contains finds the rest.
+            expenses = expenses.filter(
+                Q(expense_id__icontains=search) | Q(expense_id__contains=search)
+            )
+        rows = list(expenses.order_by("expense_id")[: PAGE_ROWS + 1])
+        page = rows[:PAGE_ROWS]
+        version = zlib.crc32("\0".join(f"{row.expense_id}\0{row.state}" for row in rows).encode())
+        context = {
+            "expenses": page,
+            "version": version,
+            "search": search,
+            "fault": fault,
+            "after": after,
+            "next": len(rows) > PAGE_ROWS
+            and urlencode({"q": search, "after": page[-1].expense_id}),
+            "offered": {
+                row.pk
+                for row in page
+                if row.state == State.CREATED and services.may_decide(row, self.actor)
+            },
+        }
+        return _page(request, "expenses/list.html", context)
+
+
+class DecideView(RootView):
+    """`POST /decide`: the buttons of the list, and the page that asks for a decision."""
+
+    http_method_names = ["post"]
+    permission = services.DECIDE
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        refusals.require(request, ("body", "id"), ("body", "type"))
+        expense = refusals.find_expense(self.expense_id)
+        back = {name: request.POST[name] for name in ("q", "after") if request.POST.get(name)}
+        try:
+            decide(
+                expense,
+                request.POST["type"],
+                actor=self.actor,
+                route=self.route,
+                reason=request.POST.get("reason", ""),
+            )
+        except approvals.ReasonMissing as error:
+            return ask(request, "reject", self.expense_id, why=str(error), back=back, status=400)
+        return to_list(back)
+
+
+class CarryView(RootView):
+    """`POST /carry`: the page that asks whether to create or to pay an expense."""
+
+    http_method_names = ["post"]
+    permission = services.CARRY
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        refusals.require(request, ("body", "id"), ("body", "type"))
+        if request.POST["type"] == "create":
+            services.create_expense(
+                refusals.valid_id(self.expense_id),
+                workflow_id=None,
+                actor=self.actor,
+                route=self.route,
+                now=timezone.now(),
+            )
+        elif request.POST["type"] == "payment":
+            services.record_payment(
+                refusals.find_expense(self.expense_id),
+                actor=self.actor,
+                route=self.route,
+                now=timezone.now(),
+            )
+        else:
+            raise refusals.Refusal(
+                contracts.INVALID_TYPE,
+                "There is nothing to do of this type; use create or payment.",
+            )
+        return to_list()
+
+
+def decide(expense: Expense, verb: str, *, actor: actors.Actor, route: Route, reason: str) -> None:
+    """Decide on a page or over the protocol; asking again for the verdict that was taken changes
+    nothing and succeeds (E4).
+
+    Raises Refusal, ValidationError for the reason, and what services.decide_expense raises.
+    """
+    if verb not in VERBS:
+        raise refusals.Refusal(
+            contracts.INVALID_TYPE, "There is nothing to do of this type; use approve or reject."
+        )
+    try:
+        services.decide_expense(
+            expense,
+            verdict=VERDICT_OF_VERB[verb],
+            actor=actor,
+            route=route,
+            # Of a decided expense the answer names the state, whatever is wrong with the reason.
+            reason=clean_text(reason, field="reason")
+            if expense.state == State.CREATED
+            else "decided before",
+            now=timezone.now(),
+        )
+    except approvals.AlreadyDecided as error:
+        if error.verdict != VERDICT_OF_VERB[verb]:
+            raise
+
+
+def ask(
+    request: HttpRequest,
+    kind: str,
+    expense_id: str,
+    *,
+    why: str = "",
+    back: dict[str, str] | None = None,
+    status: int = 200,
+) -> HttpResponse:
+    """Show the page that asks the person before anything is done; `why` says what was missing."""
+    context = {
+        "kind": kind,
+        "expense_id": expense_id,
+        "expense": Expense.objects.filter(expense_id=expense_id).first(),
+        "action": reverse("decide" if kind in VERBS else "carry"),
+        "why": why,
+        "back": back or {},
+    }
+    return _page(request, "expenses/ask.html", context, status)
+
+
+def to_list(query: dict[str, str] | None = None) -> HttpResponse:
+    return HttpResponseRedirect(reverse("list") + (f"?{urlencode(query)}" if query else ""))
+
+
+def _page(
+    request: HttpRequest, template: str, context: Mapping[str, object], status: int = 200
+) -> HttpResponse:
+    response = render(request, template, {**context}, status=status)
+    response["Cache-Control"] = "no-store"
+    return response
