@@ -1,4 +1,4 @@
-"""The desk where requests of every kind are decided, and the audit trail, for auditors."""
+"""The admin where people decide requests of every kind, and auditors read the audit trail."""
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -38,14 +38,14 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     list_display: ClassVar = ["at", "subject", "subject_id", "event", "actor", "route", "reason"]
     list_filter: ClassVar = ["event", "route"]
     search_fields: ClassVar = ["subject_id", "actor"]
-    # Not the user: that would be a link to a page that most people are refused.
+    # `by` is left out: it would link to the user's page, which most people may not see.
     fields: ClassVar = list_display
     ordering: ClassVar = ["-at"]
     show_full_result_count = False
 
 
 class TrailRow(NamedTuple):
-    """Something that happened to a request, as its page shows it."""
+    """A line of the audit trail on a request's page."""
 
     at: datetime
     what: str
@@ -55,22 +55,24 @@ class TrailRow(NamedTuple):
 
 
 class DecidableAdmin(ReadOnlyAdmin):
-    """The desk for one kind of request: ticked rows are decided on its list, and each row on its
-    page, which shows the audit trail and what became of the messages to its workflow.
+    """The admin of one kind of request.
 
-    The model has a `state`, and `created_at`, `submitter`, `decision`, `workflow_id` and `money()`.
-    The subclass gives what is declared here, a `get_queryset` that is made `with_delivery`, and
-    may add to `actions`, to the `buttons` of a page and to the `trail`. Every action asks a service
-    for each row (:meth:`for_each`), which refuses and audits whom it does not serve.
+    People decide ticked rows on the list, and a single request on its page. The page also shows the
+    audit trail and the state of the messages to the workflow.
+
+    The model has `state`, `created_at`, `submitter`, `decision`, `workflow_id` and `money()`. A
+    subclass sets the attributes below, annotates its queryset :func:`with_delivery`, and can add to
+    `actions`, `buttons` and `trail`. Every action calls a service for each row
+    (:meth:`for_each`), and the service refuses and audits what the person may not do.
     """
 
     subject: ClassVar[str]
-    # The field with the id by which people and the audit trail know a request.
+    # The field with the request's own id, which the audit trail has too.
     id_field: ClassVar[str]
     # The state in which it waits for its decision.
     pending: ClassVar[str]
     decide_permission: ClassVar[str]
-    # What the person is told where the service made no message.
+    # The report to the person where the service made no message.
     unsent: ClassVar = ""
 
     ordering: ClassVar = ["-created_at"]
@@ -81,8 +83,10 @@ class DecidableAdmin(ReadOnlyAdmin):
     change_form_outer_after_template = "admin/approvals/trail.html"
 
     def decide(self, row: Any, **asked: Any) -> Message | None:
-        """Call the service that decides, with `verdict`, `actor`, `route`, `reason` and `now`; the
-        message to the workflow, or None. Raises Refused and WrongState of approvals.services."""
+        """Call the service that decides, with `verdict`, `actor`, `route`, `reason` and `now`.
+
+        Returns the message to the workflow, or None. Raises services.Refused or WrongState.
+        """
         raise NotImplementedError
 
     def has_decide_permission(self, request: HttpRequest) -> bool:
@@ -90,11 +94,11 @@ class DecidableAdmin(ReadOnlyAdmin):
         return services.may_decide(actor, permission=self.decide_permission)
 
     def to_field_allowed(self, request: HttpRequest, to_field: str) -> bool:
-        # What knows just the request's own id links by it.
+        # The outbox knows only the request's own id, and links to the page by it.
         allowed: bool = to_field == self.id_field or super().to_field_allowed(request, to_field)
         return allowed
 
-    # What is shown.
+    # Columns and fields
 
     @display(description="age", ordering="created_at")
     def age(self, row: Any) -> str:
@@ -111,7 +115,7 @@ class DecidableAdmin(ReadOnlyAdmin):
         },
     )
     def delivery(self, row: Any) -> str | None:
-        """What became of the newest message to its workflow: its start, or the decision."""
+        """Show what became of the newest message to the workflow, its start or the decision."""
         if not row.message:
             return None
         if row.outcome is None:
@@ -122,7 +126,7 @@ class DecidableAdmin(ReadOnlyAdmin):
 
     @display(description="submitter")
     def submitted_by(self, row: Any) -> str | None:
-        """By name; the field itself would be a link to a page that most people are refused."""
+        """Show the name. The field would link to the user's page, which most people may not see."""
         return row.submitter.get_username() if row.submitter else None
 
     def decided_at(self, row: Any) -> Any:
@@ -132,11 +136,11 @@ class DecidableAdmin(ReadOnlyAdmin):
         return row.decision and row.decision.reason
 
     def buttons(self, request: HttpRequest, row: Any) -> dict[str, str]:
-        """The actions that the page of this row offers beside approve and reject, with labels."""
+        """Return the other actions that the page of `row` offers, with their labels."""
         return {}
 
     def trail(self, row: Any) -> list[TrailRow]:
-        """What the page tells of this row's past, oldest first (requirements X5)."""
+        """Return the audit trail on the page of `row`, oldest first (requirements X5)."""
         return [
             TrailRow(
                 entry.at,
@@ -177,11 +181,11 @@ class DecidableAdmin(ReadOnlyAdmin):
         response: HttpResponse = super().render_change_form(request, context, *args, **kwargs)
         return response
 
-    # What is done. The decorator is Django's: Unfold's answers 403 before the service is asked.
+    # The actions. The decorator is Django's: Unfold's answers 403 before the service can audit.
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        """Those that the person is offered; to a POST all, so that what was not offered is refused
-        by its service, and audited, where Django would drop it (X3)."""
+        """Return the actions that the person is offered. A POST has every action, so that its
+        service refuses and audits an action that was not offered (X3)."""
         if request.method == "POST":
             return {name: self.get_action(name) for name in self.actions}
         offered: dict[str, Any] = super().get_actions(request)
@@ -209,9 +213,11 @@ class DecidableAdmin(ReadOnlyAdmin):
         *,
         done: str,
     ) -> HttpResponse | None:
-        """Call `service(row, actor=…, route=…, reason=…, now=…)` for each row, the oldest first,
-        and tell the person what became of each. Answers with a page that asks for the reason where
-        the service misses it."""
+        """Call `service(row, actor=…, route=…, reason=…, now=…)` for each row, oldest first, and
+        report what became of each.
+
+        Returns a page that asks for the reason where the service raises ReasonMissing.
+        """
         try:
             reason = clean_text(request.POST.get("reason", ""), field="reason")
         except ValidationError as error:
@@ -257,9 +263,8 @@ class DecidableAdmin(ReadOnlyAdmin):
 
 
 def with_delivery(requests: QuerySet[Any], keys: Iterable[Combinable]) -> QuerySet[Any]:
-    """The requests, each with the kind (`message`), `message_id` and `outcome` of the newest of the
-    messages with these keys."""
-    # One that is delivered once more is queued anew.
+    """Annotate each request with the kind (`message`), `message_id` and `outcome` of its newest
+    message with one of these keys."""
     newest = Message.objects.filter(key__in=keys).order_by("-created_at", "-pk")[:1]
     annotated: QuerySet[Any] = requests.annotate(
         message=Subquery(newest.values("kind")),

@@ -1,4 +1,4 @@
-"""Decisions and the audit trail. Both are append-only."""
+"""Decisions and the audit trail. Their rows are only ever inserted."""
 
 import uuid
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from django.db.models import Q
 
 
 class AppendOnly(Exception):
-    """The row is a record of what happened; it is never changed or deleted."""
+    """The row records a past event, so nothing changes or deletes it."""
 
 
 class AppendOnlyQuerySet(models.QuerySet[Any]):
@@ -27,7 +27,7 @@ class AppendOnlyQuerySet(models.QuerySet[Any]):
 
 
 class AppendOnlyModel(models.Model):
-    """Rows are inserted and then stay as they are."""
+    """A model whose rows are never changed or deleted."""
 
     objects = models.Manager.from_queryset(AppendOnlyQuerySet)()
 
@@ -44,7 +44,7 @@ class AppendOnlyModel(models.Model):
 
 
 class Route(models.TextChoices):
-    """The way by which something was asked for."""
+    """How a request reached the site."""
 
     ADMIN = "admin", "admin"
     PAGE = "page", "list page"
@@ -65,7 +65,7 @@ class Verdict(models.TextChoices):
     EXPIRED = "EXPIRED", "expired"
 
 
-# What people and programs ask for, by its name in forms and paths.
+# The names of the verdicts in forms and paths.
 VERDICT_OF_VERB = {
     "approve": Verdict.APPROVED,
     "reject": Verdict.REJECTED,
@@ -73,10 +73,10 @@ VERDICT_OF_VERB = {
 }
 
 
-class Record(AppendOnlyModel):
-    """Who did something, by which route, and when.
+class Act(AppendOnlyModel):
+    """Who did something, by which route, when and why.
 
-    `actor` is the name as it was then; `by` is null for the anonymous person of a local
+    `actor` is the person's name at that time. `by` is null for the anonymous person of a local
     installation.
     """
 
@@ -92,8 +92,8 @@ class Record(AppendOnlyModel):
         abstract = True
 
 
-class Decision(Record):
-    """The one verdict on a request; the request points to it (design rule 1)."""
+class Decision(Act):
+    """The one verdict on a request. The request refers to it (requirements X1)."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     verdict = models.CharField(max_length=10, choices=Verdict)
@@ -113,8 +113,8 @@ class Decision(Record):
         return f"{self.get_verdict_display()} by {self.actor}"
 
 
-class AuditEntry(Record):
-    """Anything that happened to a request, refused attempts included."""
+class AuditEntry(Act):
+    """An event in the life of a request, or a refused attempt."""
 
     class Event(models.TextChoices):
         CREATED = "created", "created"

@@ -1,4 +1,4 @@
-"""Who may decide what, and the record of it: one home for every kind of request."""
+"""Who may decide a request of any kind, and the records of decisions and of other events."""
 
 import logging
 import math
@@ -35,12 +35,12 @@ class ReasonMissing(Refused):
 
 
 class WrongState(Exception):
-    """The state of the request does not allow what was asked for. The text is a sentence for the
-    person, with the request's name."""
+    """The state of the request does not allow the change. The text is a sentence for the person,
+    with the request's name."""
 
 
 class AlreadyDecided(WrongState):
-    """The one decision is taken; `verdict` is the one that stands."""
+    """Somebody decided before; `verdict` is that decision's."""
 
     def __init__(self, name: str, decision: Decision) -> None:
         self.verdict = Verdict(decision.verdict)
@@ -51,8 +51,8 @@ class AlreadyDecided(WrongState):
 
 
 class TooManySubmissions(Exception):
-    """The person has submitted as much as SUBMISSIONS_PER_HOUR allows; `wait_seconds` says when
-    they can submit again."""
+    """The person has submitted SUBMISSIONS_PER_HOUR requests, and can submit again in
+    `wait_seconds`."""
 
     def __init__(self, wait_seconds: int) -> None:
         self.wait_seconds = wait_seconds
@@ -75,35 +75,35 @@ def check_may_decide(
     route: Route,
     now: datetime,
 ) -> None:
-    """The rule for every kind of request and every route (requirements X3).
+    """Check the rule for every kind of request and every route (requirements X3).
 
-    Approving and rejecting take the permission. Nobody approves or rejects a request that they
-    submitted or, outside open access, created over the protocol; that includes superusers. Nobody
-    who carries requests for others decides any. A rejection gives its reason. Only the submitter
-    withdraws. Only the request's own workflow says that its approval window is over (O4).
+    - Approving and rejecting need the permission. Rejecting needs a reason.
+    - Nobody approves or rejects a request that they submitted or, outside open access, created over
+      the protocol. This includes superusers.
+    - Nobody who carries requests for others decides any request.
+    - Only the submitter withdraws a request.
+    - Only the workflow of a request says that its approval window is over (O4).
 
-    Raises NotPermitted or SelfApproval, which are put into the audit trail, so this runs before
-    the transaction of the decision; or ReasonMissing, which is not: whoever may decide is asked.
+    Raises NotPermitted or SelfApproval, which are audited, so call it before the transaction of the
+    decision. Raises ReasonMissing, which is not audited: the person is asked for the reason.
     """
-    try:
-        _apply_rule(
-            actor,
-            verdict=verdict,
-            permission=permission,
-            submitter_id=submitter_id,
-            opened_by_id=opened_by_id,
-            reason=reason,
-            route=route,
-        )
-    except ReasonMissing:
-        raise
-    except Refused as refusal:
+    refusal = _refusal(
+        actor,
+        verdict=verdict,
+        permission=permission,
+        submitter_id=submitter_id,
+        opened_by_id=opened_by_id,
+        reason=reason,
+        route=route,
+    )
+    if isinstance(refusal, NotPermitted | SelfApproval):
         attempt = f"{verdict.label}: {refusal}"
         record_refusal(subject, subject_id, attempt, actor=actor, route=route, now=now)
-        raise
+    if refusal is not None:
+        raise refusal
 
 
-def _apply_rule(
+def _refusal(
     actor: actors.Actor,
     *,
     verdict: Verdict,
@@ -112,31 +112,33 @@ def _apply_rule(
     opened_by_id: int | None,
     reason: str = "",
     route: Route | None = None,
-) -> None:
-    own = actor.user is not None and actor.user.pk == submitter_id
-    # On a laptop one person tries all of it.
+) -> Refused | None:
+    user_id = actor.user and actor.user.pk
+    own = user_id is not None and user_id == submitter_id
+    # On a laptop one person tries out every part.
     alone = settings.EXPENSES_PROTOCOL_ACCESS == "open"
-    opened = actor.user is not None and actor.user.pk == opened_by_id and not alone
+    opened = user_id is not None and user_id == opened_by_id and not alone
     if verdict == Verdict.EXPIRED:
-        if route != Route.WORKFLOW:
-            raise NotPermitted("Only its workflow says that an approval window is over.")
-        return
+        if route == Route.WORKFLOW:
+            return None
+        return NotPermitted("Only its workflow says that an approval window is over.")
     if verdict == Verdict.WITHDRAWN:
-        if not own:
-            raise NotPermitted("Only the person who submitted a request can withdraw it.")
-        return
+        if own:
+            return None
+        return NotPermitted("Only the person who submitted a request can withdraw it.")
     if not actor.may(permission):
-        raise not_permitted(actor)
+        return not_permitted(actor)
     if actor.carries:
-        raise NotPermitted(f"{actor.name} carries requests for others, and so decides none.")
+        return NotPermitted(f"{actor.name} carries requests for others, and so decides none.")
     if own or opened:
-        raise SelfApproval("Nobody decides their own request; ask another approver.")
+        return SelfApproval("Nobody decides their own request; ask another approver.")
     if verdict == Verdict.REJECTED and not reason:
-        raise ReasonMissing("A rejection needs a reason; say why.")
+        return ReasonMissing("A rejection needs a reason; say why.")
+    return None
 
 
 def not_permitted(actor: actors.Actor) -> NotPermitted:
-    """What an actor without the permission to decide is told."""
+    """Return the refusal of an actor without the permission to decide."""
     return NotPermitted(f"{actor.name} has no permission to decide; ask for the Approver group.")
 
 
@@ -147,21 +149,18 @@ def may_decide(
     submitter_id: int | None = None,
     opened_by_id: int | None = None,
 ) -> bool:
-    """Whether :func:`check_may_decide` would let the actor approve; for pages that offer it.
+    """Return whether :func:`check_may_decide` would let the actor approve, so that pages offer it.
 
-    Without a submitter: whether the actor may decide any request at all.
+    Without a submitter the answer is about requests of other people.
     """
-    try:
-        _apply_rule(
-            actor,
-            verdict=Verdict.APPROVED,
-            permission=permission,
-            submitter_id=submitter_id,
-            opened_by_id=opened_by_id,
-        )
-    except Refused:
-        return False
-    return True
+    refusal = _refusal(
+        actor,
+        verdict=Verdict.APPROVED,
+        permission=permission,
+        submitter_id=submitter_id,
+        opened_by_id=opened_by_id,
+    )
+    return refusal is None
 
 
 def record_decision(
@@ -175,8 +174,8 @@ def record_decision(
     reason: str,
     now: datetime,
 ) -> None:
-    """Insert the decision to which the caller's compare-and-set pointed, and its audit entry, in
-    the caller's transaction."""
+    """Insert a decision and its audit entry, in the transaction in which the caller's
+    compare-and-set stored `decision_id` with the request."""
     Decision.objects.create(
         id=decision_id,
         verdict=verdict,
@@ -227,16 +226,15 @@ def record_submission(
     route: Route,
     now: datetime,
 ) -> None:
-    """Put a submission into the audit trail, in the transaction that makes the request.
+    """Put a submission into the audit trail, in the transaction that creates the request.
 
     A person submits at most SUBMISSIONS_PER_HOUR requests of all kinds within an hour (requirements
-    X11). A user who carries requests submits for others and has no limit, nor has the anonymous
-    person of a local installation. Raises TooManySubmissions: the caller's transaction is rolled
-    back, so a refusal leaves no entry either.
+    X11). A user who carries requests for others has no limit, and neither has the anonymous person
+    of a local installation. Raises TooManySubmissions, which rolls the caller's transaction back.
     """
     if actor.user is not None and not actor.carries:
-        # One submission of a person at a time. SQLite has one writer anyway. The lock does not
-        # conflict with those of foreign keys to the person.
+        # The lock lets a person submit one request at a time; SQLite has one writer anyway. It
+        # does not conflict with the locks of foreign keys to the person.
         User.objects.select_for_update(no_key=True).get(pk=actor.user.pk)
         oldest_that_counts = (
             AuditEntry.objects.filter(
@@ -283,5 +281,5 @@ def record_event(
 
 
 def trail(subject: str, subject_id: str) -> QuerySet[AuditEntry]:
-    """All that happened to a request, oldest first (requirements X5)."""
+    """Return the audit entries of a request, oldest first (requirements X5)."""
     return AuditEntry.objects.filter(subject=subject, subject_id=subject_id).order_by("at", "pk")

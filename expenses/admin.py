@@ -1,4 +1,4 @@
-"""The approver's side: what waits, its decision, and what became of it."""
+"""Expenses and the ledger in the admin."""
 
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from outbox.models import Message
 
 
 class SubmitForm(forms.ModelForm):  # type: ignore[type-arg]
-    """A person names an amount; only the plain protocol creates expenses without one."""
+    """The form of a submission. It requires the amount, which only the plain protocol omits."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -36,7 +36,7 @@ class ExpenseAdmin(DecidableAdmin):
     id_field = "expense_id"
     pending = State.CREATED
     decide_permission = services.DECIDE
-    unsent = "No workflow waits yet; it is told when it asks."
+    unsent = "No workflow waits yet; it gets the decision when it asks."
     form = SubmitForm
     list_display: ClassVar = [
         "expense_id",
@@ -49,7 +49,8 @@ class ExpenseAdmin(DecidableAdmin):
     ]
     list_filter: ClassVar = ["state", "currency"]
     list_select_related: ClassVar = ["submitter"]
-    # The second finds what folding the case misses where ids are compared by code point.
+    # Ids are compared by code point, where icontains misses letters beyond ASCII; contains finds
+    # those.
     search_fields: ClassVar = ["expense_id", "expense_id__contains", "merchant", "description"]
     actions: ClassVar = [*DecidableAdmin.actions, "withdraw"]
     fieldsets: ClassVar = [
@@ -58,12 +59,12 @@ class ExpenseAdmin(DecidableAdmin):
         ("Decision and payment", {"fields": ["decision", "decided_at", "reason", "paid_at"]}),
         ("Workflow", {"fields": ["workflow_id", "delivery", "registered_at"]}),
     ]
-    add_fields: ClassVar = ["expense_id", *services.Details.__dataclass_fields__]
+    add_fields: ClassVar = ["expense_id", *services.ExpenseDetails.__dataclass_fields__]
 
     def decide(self, row: Expense, **asked: Any) -> Message | None:
         return services.decide_expense(row, **asked)
 
-    # Who sees and does what; the rule for a decision itself is in approvals.services.
+    # Permissions. The rule for a decision is in approvals.services.
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return self.has_view_permission(request)
@@ -86,7 +87,7 @@ class ExpenseAdmin(DecidableAdmin):
             [Concat(Value(prefix), OuterRef("expense_id")) for prefix in services.MESSAGES],
         )
 
-    # What is shown.
+    # Columns and fields
 
     @display(
         description="state",
@@ -123,17 +124,19 @@ class ExpenseAdmin(DecidableAdmin):
         own = row.state == State.CREATED and row.submitter_id == request.user.pk
         return {"withdraw": "Withdraw"} if own else {}
 
-    # What is done: each translates, calls one service a row, and reports.
+    # Actions
 
     @admin.action(description="Withdraw my own", permissions=["submit"])
     def withdraw(self, request: HttpRequest, queryset: QuerySet[Expense]) -> HttpResponse | None:
         return self.decide_each(request, queryset, Verdict.WITHDRAWN)
 
     def save_model(self, request: HttpRequest, obj: Expense, form: Any, change: bool) -> None:
-        details = {name: form.cleaned_data[name] for name in services.Details.__dataclass_fields__}
+        details = {
+            name: form.cleaned_data[name] for name in services.ExpenseDetails.__dataclass_fields__
+        }
         submitted = services.submit_expense(
             obj.expense_id,
-            details=services.Details(**details),
+            details=services.ExpenseDetails(**details),
             actor=Actor.of(request.user),  # type: ignore[arg-type]
             route=Route.ADMIN,
             now=timezone.now(),
@@ -144,7 +147,7 @@ class ExpenseAdmin(DecidableAdmin):
         try:
             response: HttpResponse = super().add_view(request, *args, **kwargs)
         except (services.ExpenseExists, approvals.TooManySubmissions) as error:
-            # Somebody took the id between the form's check and the insert, or the limit is reached.
+            # Another submission took the id after the form's check, or the limit is reached.
             messages.error(request, str(error))
             response = HttpResponseRedirect(request.get_full_path())
         return response

@@ -73,7 +73,7 @@ class SubmissionSerializer(serializers.ModelSerializer[Expense]):
 
     class Meta:
         model = Expense
-        fields = ("expense_id", *services.Details.__dataclass_fields__)
+        fields = ("expense_id", *services.ExpenseDetails.__dataclass_fields__)
         # Only the plain protocol creates expenses without an amount.
         extra_kwargs = {
             "amount": {"required": True, "allow_null": False},
@@ -126,7 +126,7 @@ class ExpensesView(_ExpenseView, generics.ListAPIView[Expense]):
         submission = serializer.validated_data
         key = request.headers.get("Idempotency-Key", "")
         expense_id = submission.pop("expense_id", None) or self._id_for(key)
-        details = services.Details(**submission)
+        details = services.ExpenseDetails(**submission)
         try:
             with refusals_as_problems():
                 services.submit_expense(

@@ -1,4 +1,4 @@
-"""Expense records, their callback addresses and the ledger of what was paid."""
+"""Expenses, their callback addresses, and the ledger of payments."""
 
 import uuid
 from decimal import Decimal
@@ -10,13 +10,14 @@ from django.db import models
 from django.db.models import Q
 
 from access.text import TEXT_LENGTH, OpaqueIdField, validate_opaque_id
+from approvals import money
 from approvals.models import AppendOnlyModel, Decision
 from temporal import addresses
 
 
 class State(models.TextChoices):
-    """The lifecycle (requirements E1): CREATED → APPROVED | REJECTED | WITHDRAWN,
-    APPROVED → COMPLETED, and nothing else."""
+    """The lifecycle (requirements E1): CREATED → APPROVED | REJECTED | WITHDRAWN, and APPROVED →
+    COMPLETED. There is no other transition."""
 
     CREATED = "CREATED", "created"
     APPROVED = "APPROVED", "approved"
@@ -26,7 +27,7 @@ class State(models.TextChoices):
 
 
 class Money(models.Model):
-    """An amount and its ISO 4217 currency; both absent where the request named no amount."""
+    """An amount and its ISO 4217 currency. A request without an amount has neither."""
 
     amount = models.DecimalField(
         max_digits=12,
@@ -43,24 +44,20 @@ class Money(models.Model):
 
     class Meta:
         abstract = True
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                name="%(class)s_amount_with_currency",
+                condition=Q(amount__isnull=True, currency="")
+                | Q(amount__isnull=False, amount__gt=0) & ~Q(currency=""),
+            )
+        ]
 
     def money(self) -> str:
-        return "—" if self.amount is None else f"{self.amount:,.2f} {self.currency}"
-
-
-def money_constraints(name: str) -> list[models.BaseConstraint]:
-    """An amount has a currency, nothing else has, and it is positive."""
-    return [
-        models.CheckConstraint(
-            name=f"{name}_amount_with_currency",
-            condition=Q(amount__isnull=True, currency="")
-            | Q(amount__isnull=False, amount__gt=0) & ~Q(currency=""),
-        )
-    ]
+        return money.text(self.amount, self.currency)
 
 
 class LedgerEntry(Money, AppendOnlyModel):
-    """One payment. Unique per expense: nothing is paid twice (requirements X2)."""
+    """A payment. An expense has at most one, so nothing is paid twice (requirements X2)."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     expense = models.OneToOneField(
@@ -71,14 +68,14 @@ class LedgerEntry(Money, AppendOnlyModel):
     class Meta:
         verbose_name_plural = "ledger"
         indexes = [models.Index(fields=["-paid_at", "-id"], name="ledger_newest_first")]
-        constraints = money_constraints("ledgerentry")
+        constraints = Money.Meta.constraints
 
     def __str__(self) -> str:
         return f"payment of {self.expense_id}"
 
 
 class Expense(Money):
-    """One expense, from its creation to its payment. The plain protocol gives just an id."""
+    """An expense, from its creation to its payment. The plain protocol gives it only an id."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     expense_id = OpaqueIdField(
@@ -87,13 +84,14 @@ class Expense(Money):
     workflow_id = models.CharField(  # noqa: DJ001 (null: belongs to no workflow yet)
         "workflow ID", max_length=addresses.ID_LENGTH, null=True, blank=True, db_index=True
     )
-    # The workflow was there at the creation, by key or by submission; not named later.
+    # The workflow was known at the creation, by key or by submission. A registration that names a
+    # workflow later does not make it the owner.
     owns_workflow = models.BooleanField(default=False, editable=False)
     state = models.CharField(max_length=10, choices=State, default=State.CREATED, db_index=True)
     submitter = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT
     )
-    # Who created it over the plain protocol; such a person does not decide it (requirements X3).
+    # The user who created it over the plain protocol, and who may not decide it (requirements X3).
     opened_by = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         null=True,
@@ -123,7 +121,7 @@ class Expense(Money):
         ]
         constraints = [
             models.CheckConstraint(name="expense_id_not_empty", condition=~Q(expense_id="")),
-            # A workflow id may serve again, for another expense, when the first is settled.
+            # Another expense can use the workflow id again once the first one is settled.
             models.UniqueConstraint(
                 name="workflow_owned_by_one_unsettled_expense",
                 fields=["workflow_id"],
@@ -139,7 +137,7 @@ class Expense(Money):
                 )
                 | Q(state=State.COMPLETED, decision__isnull=False, payment__isnull=False),
             ),
-            *money_constraints("expense"),
+            *Money.Meta.constraints,
         ]
 
     def __str__(self) -> str:
@@ -147,10 +145,10 @@ class Expense(Money):
 
 
 class CallbackAddress(models.Model):
-    """Where the workflow that waits for this expense is told the decision; the newest wins.
+    """The address of the activity that waits for the decision; the newest registration wins.
 
-    The token is encrypted; its hash makes sure that two expenses never share one. The ids are
-    those that were named, else those inside the token.
+    The token is encrypted. Its hash ensures that two expenses never share a token. The ids are the
+    registered ones, else the ids inside the token.
     """
 
     expense = models.OneToOneField(
@@ -177,7 +175,7 @@ class CallbackAddress(models.Model):
         return f"callback of {self.expense_id}"
 
     def sealed(self) -> dict[str, str]:
-        """The address as an outbox message carries it."""
+        """Return the address as an outbox message carries it."""
         return {
             "token": self.token,
             "workflow_id": self.workflow_id,

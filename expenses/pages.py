@@ -93,7 +93,8 @@ class ListView(RootView):
         if fault or len(search) > ID_LENGTH:
             expenses = expenses.none()
         elif search:
-            # Compared by code point, icontains folds only ASCII; contains finds the rest.
+            # Ids are compared by code point, where icontains misses letters beyond ASCII; contains
+            # finds those.
             expenses = expenses.filter(
                 Q(expense_id__icontains=search) | Q(expense_id__contains=search)
             )

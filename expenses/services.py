@@ -1,5 +1,5 @@
-"""What can happen to an expense. Each change is one transaction: compare-and-set on the state,
-the record of it, and the message that carries it on."""
+"""Every change of an expense. A change is one transaction: a compare-and-set on the state, the
+audit entry, and the message to the workflow."""
 
 import hashlib
 import logging
@@ -29,7 +29,7 @@ DECIDE: Final = "expenses.decide_expense"
 CARRY: Final = "expenses.carry_expense"
 SUBMIT: Final = "expenses.submit_expense"
 
-# What the waiting activity is completed with (E1, E9).
+# The value that completes the waiting activity (E1, E9).
 _VALUE_OF = {
     Verdict.APPROVED: contracts.APPROVED,
     Verdict.REJECTED: contracts.REJECTED,
@@ -41,21 +41,17 @@ _STATE_OF = {verdict: State(verdict.value) for verdict in _VALUE_OF}
 class ExpenseExists(Exception):
     """Another expense already uses this id or this workflow."""
 
-    def __init__(self, expense: Expense, text: str) -> None:
-        self.expense = expense
-        super().__init__(text)
-
 
 class NotPayable(approvals.WrongState):
-    """Only an approved expense is paid."""
+    """The expense is not approved, so it is not paid."""
 
 
 class NotWaiting(approvals.WrongState):
-    """The expense is decided, so no callback is registered for it any more."""
+    """The expense is decided, so it takes no callback."""
 
 
 class CallbackRefused(Exception):
-    """The callback belongs to another workflow than the expense (requirements X7)."""
+    """The callback and the expense belong to different workflows (requirements X7)."""
 
 
 def visible_to(actor: actors.Actor) -> QuerySet[Expense]:
@@ -70,8 +66,7 @@ def visible_to(actor: actors.Actor) -> QuerySet[Expense]:
 
 
 def may_decide(expense: Expense, actor: actors.Actor) -> bool:
-    """Whether the rule lets the actor decide `expense`, whatever its state; for pages that offer
-    it."""
+    """Return whether the actor may decide `expense` in any state, so that pages offer it."""
     return approvals.may_decide(
         actor,
         permission=DECIDE,
@@ -88,10 +83,10 @@ def create_expense(
     route: Route,
     now: datetime,
 ) -> Expense:
-    """Create an expense of which just the id is known (E5).
+    """Create an expense with nothing but an id (E5).
 
-    A repeat from the workflow that the expense belongs to returns the expense that is there, also
-    one that was submitted with details. Raises ExpenseExists.
+    If the workflow of an existing expense asks again, the result is that expense, even one that was
+    submitted with details. Raises ExpenseExists.
     """
     try:
         with transaction.atomic(durable=True):
@@ -104,18 +99,17 @@ def create_expense(
             )
             _record(AuditEntry.Event.CREATED, expense, actor=actor, route=route, now=now)
     except IntegrityError:
-        taken = _already_exists(expense_id, workflow_id)
-        same = taken.expense.expense_id == expense_id and taken.expense.workflow_id == workflow_id
-        if workflow_id is None or not same:
-            raise taken from None
-        return taken.expense
+        same = Expense.objects.filter(expense_id=expense_id, workflow_id=workflow_id).first()
+        if workflow_id is None or same is None:
+            raise _already_exists(expense_id, workflow_id) from None
+        return same
     log.info("%s created by %s", expense_id, actor.name)
     return expense
 
 
 @dataclass(frozen=True, kw_only=True)
-class Details:
-    """What an employee says of an expense; `amount` in units of `currency` (ISO 4217)."""
+class ExpenseDetails:
+    """The details that an employee gives; `amount` is in units of `currency` (ISO 4217)."""
 
     amount: Decimal
     currency: str
@@ -128,12 +122,12 @@ class Details:
 def submit_expense(
     expense_id: str,
     *,
-    details: Details,
+    details: ExpenseDetails,
     actor: actors.Actor,
     route: Route,
     now: datetime,
 ) -> Expense:
-    """Create an expense in a person's name and have its workflow started.
+    """Create an expense in a person's name, and queue the start of its workflow.
 
     Raises ExpenseExists, approvals.TooManySubmissions.
     """
@@ -157,7 +151,7 @@ def submit_expense(
 
 
 def _start(expense_id: str) -> dict[str, Any]:
-    """Payload of the message that starts an expense's workflow (E13)."""
+    """Return the payload of the message that starts the workflow of an expense (E13)."""
     return {
         "workflow": contracts.EXPENSE_WORKFLOW,
         "argument": expense_id,
@@ -236,12 +230,12 @@ def decide_expense(
     now: datetime,
     reason: str = "",
 ) -> Message | None:
-    """Take the one decision on `expense` (design rule 1).
+    """Decide `expense`, once (requirements X1).
 
-    Returns the message that tells the waiting workflow; None where none is known: its registration
-    is then told the decision.
-    Raises approvals.Refused where the actor may not (audited, but for a missing reason),
-    approvals.AlreadyDecided where somebody was first; either way nothing changes.
+    Returns the message that notifies the waiting workflow. Without a known workflow there is none:
+    a workflow that registers later gets the decision as the answer.
+    Raises approvals.Refused where the rule forbids it, and approvals.AlreadyDecided where somebody
+    was first. In both cases nothing changes but the audit trail.
     """
     approvals.check_may_decide(
         actor,
@@ -278,7 +272,7 @@ def decide_expense(
 
 
 def _notify(expense: Expense, value: str) -> Message | None:
-    # Read after the decision took the row: no registration can come between.
+    # The decision has locked the expense, so no registration can come in between.
     callback = CallbackAddress.objects.filter(expense=expense).first()
     key = decision_key(expense.expense_id)
     if callback is not None:
@@ -291,7 +285,8 @@ def _notify(expense: Expense, value: str) -> Message | None:
 
 
 def _wait(expense: Expense, value: str, *, started: bool = True) -> dict[str, Any]:
-    """Payload of the message that completes the wait of the workflow that an expense owns."""
+    """Return the payload of the message that completes the waiting activity of the expense's own
+    workflow."""
     return {
         "workflow_id": expense.workflow_id,
         "activity_type": contracts.WAIT_FOR_DECISION,
@@ -302,10 +297,10 @@ def _wait(expense: Expense, value: str, *, started: bool = True) -> dict[str, An
 
 
 def deliver_again(expense: Expense) -> bool:
-    """Queue the decision on `expense` for the workflow that still waits for it; False where it
-    is queued already.
+    """Queue the decision on `expense` again, for a workflow that still waits for it.
 
-    To the wait of the workflow that the expense owns, else to the address that was registered.
+    It goes to the waiting activity of the expense's own workflow, else to the registered address.
+    Returns False where it is queued already.
     """
     decision = expense.decision
     assert decision is not None  # noqa: S101 (the CHECK on the state)
@@ -317,11 +312,12 @@ def deliver_again(expense: Expense) -> bool:
 
 
 def start_again(expense: Expense) -> bool:
-    """Queue the start of the workflow `expense_<id>` that ended without a result, or that Temporal
-    lost; False where it is queued already.
+    """Queue the start of the workflow `expense_<id>` again, after it ended without a result or
+    Temporal lost it.
 
-    What was done is answered as done (design rule 4). Its wait is told the decision when it
-    registers, so that a message that found nobody needs no attention any more.
+    The site answers the new run's repeated requests with success, and its registration with a
+    decision that was made. An earlier message with the decision is therefore superseded.
+    Returns False where the start is queued already.
     """
     with transaction.atomic():
         outbox.supersede(decision_key(expense.expense_id))
@@ -333,9 +329,9 @@ def start_again(expense: Expense) -> bool:
 def record_payment(
     expense: Expense, *, actor: actors.Actor, route: Route, now: datetime
 ) -> LedgerEntry:
-    """Pay an approved expense: APPROVED → COMPLETED and its ledger row (design rule 5).
+    """Pay an approved expense: APPROVED → COMPLETED, and a ledger row (requirements X2).
 
-    A repeat returns the row that is there. Raises NotPayable.
+    A repeat returns the existing row. Raises NotPayable.
     """
     with transaction.atomic(durable=True):
         payment_id = uuid.uuid4()
@@ -359,17 +355,12 @@ def record_payment(
 
 
 def _already_exists(expense_id: str, workflow_id: str | None) -> ExpenseExists:
-    """Which unique id a new expense shares, and with which expense."""
-    if expense := Expense.objects.filter(expense_id=expense_id).first():
-        return ExpenseExists(
-            expense, f"There is an expense {expense_id} already. Choose another ID."
-        )
-    expense = Expense.objects.filter(workflow_id=workflow_id, owns_workflow=True).latest(
-        "created_at"
-    )
+    """Return the error that names the id which a new expense shares with another."""
+    if Expense.objects.filter(expense_id=expense_id).exists():
+        return ExpenseExists(f"There is an expense {expense_id} already. Choose another ID.")
+    owner = Expense.objects.filter(workflow_id=workflow_id, owns_workflow=True).latest("created_at")
     return ExpenseExists(
-        expense,
-        f"The workflow {workflow_id} carries {expense} already. Use another workflow id.",
+        f"The workflow {workflow_id} carries {owner} already. Use another workflow id."
     )
 
 
@@ -379,12 +370,12 @@ _START, _DECISION = MESSAGES
 
 
 def decision_key(expense_id: str) -> str:
-    """Key of the outbox message that carries the decision to the workflow."""
+    """Return the key of the outbox message that carries the decision to the workflow."""
     return _DECISION + expense_id
 
 
 def start_key(expense_id: str) -> str:
-    """Key of the outbox message that starts the workflow."""
+    """Return the key of the outbox message that starts the workflow."""
     return _START + expense_id
 
 

@@ -1,14 +1,14 @@
-"""Ids for requests that named none and carry an `Idempotency-Key`."""
+"""Ids for submissions that give an `Idempotency-Key` and no id of their own."""
 
 from django.contrib.auth.models import User
 from django.utils.crypto import salted_hmac
 
 
 def digest(user: User | None, key: str) -> str:
-    """64 hexadecimal digits, the same for the same person and key.
+    """Return 64 hexadecimal digits, the same for the same person and key.
 
-    It is keyed with SECRET_KEY, so nobody else can compute the id that a request will get and
-    take it first.
+    SECRET_KEY goes into them, so nobody else can compute the id of a future submission and take it
+    first.
     """
-    whose = user and user.pk
-    return salted_hmac("rest.idempotency", f"{whose}:{key}", algorithm="sha256").hexdigest()
+    user_id = user and user.pk
+    return salted_hmac("rest.idempotency", f"{user_id}:{key}", algorithm="sha256").hexdigest()

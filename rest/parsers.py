@@ -1,4 +1,4 @@
-"""How the API reads bodies. Apart from the views: their class attributes load it."""
+"""The parser of the API's bodies. REST framework imports it while it defines its views."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from rest_framework.exceptions import ParseError
 
 
 class BoundedJSONParser(parsers.JSONParser):
-    """JSON, refused where it is nested too deeply to be read."""
+    """Parses JSON, and refuses JSON that is nested too deeply."""
 
     def parse(self, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -1,5 +1,5 @@
-"""While the database does not answer, requests that need it are answered with 503: a client knows
-that nothing happened, or that asking again tells what did."""
+"""The answer 503 while the database does not answer. Nothing happened, or the client learns what
+happened by sending the request again."""
 
 import logging
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from rest_framework.exceptions import APIException
 
 log = logging.getLogger(__name__)
 
-# A server that is down, a lock that was not had in time, a connection that broke.
+# The server is down, a lock was not free in time, or the connection broke.
 ERRORS: Final = (OperationalError, InterfaceError)
 RETRY_SECONDS: Final = 2
 
 
 class DatabaseUnavailable(APIException):
-    """What REST answers."""
+    """The answer of REST."""
 
     status_code = 503
     default_code = "database_unavailable"
@@ -26,7 +26,7 @@ class DatabaseUnavailable(APIException):
 
 
 class Middleware:
-    """Answers for the views that do not speak REST."""
+    """Answers for views other than REST's."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self._get_response = get_response
@@ -44,6 +44,6 @@ class Middleware:
 
 
 def note(request: HttpRequest, error: Exception) -> None:
-    """Log it in a line: it comes with each request."""
+    """Log the failure in one line without a traceback, since every request causes one."""
     reason = str(error).partition("\n")[0]
     log.error("%r: the database does not answer: %s", request.path, reason)

@@ -22,7 +22,7 @@ from temporal.outcomes import Outcome
 from worker import contracts
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-DETAILS = services.Details(amount=Decimal("12.50"), currency="EUR", merchant="Café")
+DETAILS = services.ExpenseDetails(amount=Decimal("12.50"), currency="EUR", merchant="Café")
 _serial = itertools.count(1)
 
 

@@ -292,7 +292,9 @@ def test_report(desk: Client, count: int, names: str) -> None:
     notify, and the person reads so."""
     expenses = made(**{f"e{number}": State.CREATED for number in range(count)})
     report = told(act(desk, "approve", *expenses))
-    assert report == [f"Approved: {names}. No workflow waits yet; it is told when it asks."]
+    assert report == [
+        f"Approved: {names}. No workflow waits yet; it gets the decision when it asks."
+    ]
     assert set(Expense.objects.values_list("state", flat=True)) == {"APPROVED"}
 
 

@@ -33,8 +33,8 @@ DEFECTS: Final = (
     Defect(
         "no idempotency key at create",
         "expenses/services.py",
-        "        if workflow_id is None or not same:\n",
-        "        if same or not same:\n",
+        "        if workflow_id is None or same is None:\n",
+        "        if workflow_id is None or same:\n",
         "tests/expenses/test_protocol.py",
     ),
     Defect(

@@ -25,14 +25,16 @@ AT_A_TIME = 32
 class Command(TemporalCommand):
     help = (
         "Start the workflow expense_<ID>, which creates the expense and waits for its decision. "
-        "Without an ID one is made up; with --count the ids are ID-1 to ID-N."
+        "Without an ID the command makes one up; with --count the ids are ID-1 to ID-N."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("id", nargs="?", help="the expense's id, 1 to 100 characters")
         parser.add_argument("--count", type=int, default=1, help="how many to start (1)")
         parser.add_argument(
-            "--wait", action="store_true", help="wait for the end; prints COMPLETED once paid"
+            "--wait",
+            action="store_true",
+            help="wait until the workflow ends; prints COMPLETED once paid",
         )
 
     def handle(self, *args: Any, id: str | None, count: int, wait: bool, **options: Any) -> None:  # noqa: A002
@@ -40,7 +42,9 @@ class Command(TemporalCommand):
         try:
             asyncio.run(self._run(ids, wait))
         except KeyboardInterrupt:
-            raise CommandError("Stopped. What was started goes on.", returncode=130) from None
+            raise CommandError(
+                "Stopped. Workflows that were started go on.", returncode=130
+            ) from None
 
     async def _run(self, ids: list[str], wait: bool) -> None:
         temporal = client.Temporal()
@@ -95,7 +99,7 @@ class Command(TemporalCommand):
                 ends[expense_id] if len(ids) == 1 else f"{expense_id} {ends[expense_id]}"
             )
         if any(text.startswith("failed") for text in ends.values()):
-            raise CommandError("Not every workflow came to its end.")
+            raise CommandError("Not every workflow completed.")
 
 
 def _ids(first: str | None, count: int) -> list[str]:
@@ -119,15 +123,15 @@ def _exists(expense_id: str) -> str:
 
 
 async def _each(ids: Iterable[str], work: Callable[[str], Awaitable[None]], label: str) -> None:
-    """Do `work` for each id, several at a time; a progress bar where there is more than one."""
+    """Do `work` for each id, several at a time, with a progress bar for more than one id."""
     ids = list(ids)
     slots = asyncio.Semaphore(AT_A_TIME)
     with Progress(console=Console(stderr=True), disable=len(ids) == 1) as progress:
         bar = progress.add_task(label, total=len(ids))
 
-        async def one(expense_id: str) -> None:
+        async def run(expense_id: str) -> None:
             async with slots:
                 await work(expense_id)
             progress.advance(bar)
 
-        await asyncio.gather(*map(one, ids))
+        await asyncio.gather(*map(run, ids))
