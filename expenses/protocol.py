@@ -78,10 +78,7 @@ class CreateView(ProtocolView):
                 "The Idempotency-Key is not a workflow id, percent-encoded.",
             )
         if self.asks:
-            if Expense.objects.filter(expense_id=expense_id).exists():
-                raise Refusal(
-                    contracts.ID_ALREADY_EXISTS, f"There is an expense {expense_id} already."
-                )
+            services.check_id_is_free(expense_id)
             return pages.ask(request, "create", expense_id)
         services.create_expense(
             expense_id,

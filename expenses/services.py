@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
@@ -101,7 +101,7 @@ def create_expense(
     except IntegrityError:
         same = Expense.objects.filter(expense_id=expense_id, workflow_id=workflow_id).first()
         if workflow_id is None or same is None:
-            raise _already_exists(expense_id, workflow_id) from None
+            _refuse_taken(expense_id, workflow_id)
         return same
     log.info("%s created by %s", expense_id, actor.name)
     return expense
@@ -145,7 +145,7 @@ def submit_expense(
             approvals.record_submission(SUBJECT, expense_id, actor=actor, route=route, now=now)
             outbox.enqueue(handlers.START_WORKFLOW, start_key(expense_id), _start(expense_id))
     except IntegrityError:
-        raise _already_exists(expense_id, workflow_id) from None
+        _refuse_taken(expense_id, workflow_id)
     log.info("%s submitted by %s", expense_id, actor.name)
     return expense
 
@@ -354,12 +354,17 @@ def record_payment(
     return entry
 
 
-def _already_exists(expense_id: str, workflow_id: str | None) -> ExpenseExists:
-    """Return the error that names the id which a new expense shares with another."""
+def check_id_is_free(expense_id: str) -> None:
+    """Raise ExpenseExists where an expense has this id."""
     if Expense.objects.filter(expense_id=expense_id).exists():
-        return ExpenseExists(f"There is an expense {expense_id} already. Choose another ID.")
+        raise ExpenseExists(f"There is an expense {expense_id} already. Choose another ID.")
+
+
+def _refuse_taken(expense_id: str, workflow_id: str | None) -> NoReturn:
+    """Raise ExpenseExists for the id or the workflow that a new expense shares with another."""
+    check_id_is_free(expense_id)
     owner = Expense.objects.filter(workflow_id=workflow_id, owns_workflow=True).latest("created_at")
-    return ExpenseExists(
+    raise ExpenseExists(
         f"The workflow {workflow_id} carries {owner} already. Use another workflow id."
     )
 

@@ -56,8 +56,10 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("model", [Decision, AuditEntry, LedgerEntry])
-def test_no_change(model: type[models.Model], change: Callable[[Any], Any]) -> None:
-    """X5, X2: no way of the ORM changes or deletes a record."""
+def test_the_orm_never_changes_or_deletes_a_record(
+    model: type[models.Model], change: Callable[[Any], Any]
+) -> None:
+    """X5, X2: a decision, an audit entry or a ledger row, whichever way."""
     factories.expense(state=State.COMPLETED)
     before = list(model._base_manager.order_by("pk").values())
     with pytest.raises((AppendOnly, DatabaseError)), transaction.atomic():

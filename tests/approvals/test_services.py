@@ -1,4 +1,4 @@
-"""The one rule of who may decide, and the record of decisions and refusals."""
+"""The rule of who may decide, and the records of decisions and refusals."""
 
 import uuid
 from typing import Any
@@ -23,8 +23,8 @@ REFUSED = {
 NOT_OWN = "{verdict}: Only the person who submitted a request can withdraw it."
 NO_WINDOW = "{verdict}: Only its workflow says that an approval window is over."
 
-# Whether the actor has the permission, and whether the request is their own: what a verdict comes
-# to without a reason, and with one. None: they may.
+# A verdict, whether the actor has the permission, whether the request is their own, and the outcome
+# without and with a reason. None: the actor may.
 Outcome = type[services.Refused] | None
 RULE: list[tuple[Verdict, bool, bool, Outcome, Outcome]] = [
     (Verdict.APPROVED, False, False, NotPermitted, NotPermitted),
@@ -60,7 +60,7 @@ def check(actor: actors.Actor, verdict: Verdict, **others: Any) -> Outcome:
 
 @pytest.mark.parametrize("superuser", [False, True])
 @pytest.mark.parametrize(("verdict", "permitted", "own", "bare", "reasoned"), RULE)
-def test_rule(
+def test_the_rule_holds_for_each_actor_and_verdict(
     unchanged: Unchanged,
     caplog: pytest.LogCaptureFixture,
     verdict: Verdict,
@@ -117,8 +117,10 @@ def test_rule(
         (Verdict.EXPIRED, NotPermitted),
     ],
 )
-def test_anonymous_person(verdict: Verdict, outcome: Outcome) -> None:
-    """X3: at a local installation; a request without a submitter is not theirs either."""
+def test_the_anonymous_person_of_a_local_installation_decides_and_never_withdraws(
+    verdict: Verdict, outcome: Outcome
+) -> None:
+    """X3: a request without a submitter is not theirs either."""
     for submitter_id in (None, factories.user().pk):
         answer = check(
             actors.LOCAL, verdict, submitter_id=submitter_id, reason="r", route=Route.PROTOCOL
@@ -127,8 +129,8 @@ def test_anonymous_person(verdict: Verdict, outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("verdict", Verdict)
-def test_decision_and_its_entry(verdict: Verdict) -> None:
-    """X5, O4: each verdict, an expiry included, is a decision and an entry of its own name."""
+def test_each_verdict_is_a_decision_and_an_audit_entry_of_its_name(verdict: Verdict) -> None:
+    """X5, O4: an expiry too."""
     decision_id = uuid.uuid4()
     services.record_decision(
         decision_id,
@@ -151,8 +153,8 @@ def test_decision_and_its_entry(verdict: Verdict) -> None:
     assert str(error) == f"ord-1 was already {by or f'{verdict.label} by local'}."
 
 
-def test_trail_of_one_request() -> None:
-    """X5: oldest first, and of no request of another kind with the same id."""
+def test_the_trail_is_oldest_first_and_of_one_request() -> None:
+    """X5: a request of another kind with the same id has its own trail."""
     for event, subject, minute in (
         (AuditEntry.Event.APPROVED, "order", 2),
         (AuditEntry.Event.SUBMITTED, "order", 1),

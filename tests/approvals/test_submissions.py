@@ -1,4 +1,4 @@
-"""At most so many submissions an hour and person, by every route."""
+"""How many requests a person may submit in an hour, on every route."""
 
 from datetime import timedelta
 from typing import Any
@@ -25,7 +25,7 @@ EXPENSE = {"amount": "12.50", "currency": "EUR"}
 
 @pytest.fixture
 def person(settings: Any) -> User:
-    """Somebody who may submit three requests an hour."""
+    """A person who may submit three requests an hour."""
     settings.SUBMISSIONS_PER_HOUR = 3
     factories.stock()
     return factories.user(groups.EMPLOYEE)
@@ -56,7 +56,7 @@ def test_expenses_and_orders_count_together(person: User, unchanged: Unchanged) 
         factories.order("ord-2", submitter=person, now=factories.NOW + timedelta(minutes=59))
 
 
-def test_after_an_hour_one_submits_again(person: User, unchanged: Unchanged) -> None:
+def test_a_person_submits_again_after_an_hour(person: User, unchanged: Unchanged) -> None:
     """X11: the window moves on with each submission."""
     for minute in range(3):
         submit(person, f"exp-{minute}", after=timedelta(minutes=minute))
@@ -66,9 +66,8 @@ def test_after_an_hour_one_submits_again(person: User, unchanged: Unchanged) -> 
     assert refused.value.wait_seconds == 60
 
 
-def test_others_are_not_held_up(person: User) -> None:
-    """X11: the limit is each person's own; what others or the same person did else does not
-    count."""
+def test_the_limit_of_a_person_holds_up_nobody_else(person: User) -> None:
+    """X11: only the person's own submissions count."""
     for number in range(3):
         submit(person, f"exp-{number}")
     other = factories.user(groups.EMPLOYEE)
@@ -88,8 +87,8 @@ def test_others_are_not_held_up(person: User) -> None:
 
 
 @pytest.mark.parametrize("who", ["worker", "local"])
-def test_who_carries_requests_has_no_limit(person: User, who: str) -> None:
-    """X11: the worker submits for everybody; a local installation has no strangers."""
+def test_a_user_who_carries_requests_has_no_limit(person: User, who: str) -> None:
+    """X11: neither has the anonymous person of a local installation."""
     carrier = factories.user(groups.WORKER, groups.EMPLOYEE) if who == "worker" else None
     for number in range(5):
         submit(carrier, f"exp-{number}")
@@ -128,8 +127,10 @@ def test_a_repeat_beyond_the_limit_is_answered_as_before(person: User, client: C
     assert client.post("/orders", ORDER, **sent).json() == ordered.json()
 
 
-def test_the_admin_says_so(person: User, client: Client, unchanged: Unchanged) -> None:
-    """X11: a sentence on the form, and nothing is submitted."""
+def test_the_admin_reports_the_limit_and_submits_nothing(
+    person: User, client: Client, unchanged: Unchanged
+) -> None:
+    """X11: with a sentence on the form."""
     client.force_login(person)
     add = "/admin/expenses/expense/add/"
     for number in range(3):
@@ -141,8 +142,10 @@ def test_the_admin_says_so(person: User, client: Client, unchanged: Unchanged) -
     assert b"You have submitted 3 requests within an hour; nothing was submitted." in answer.content
 
 
-def test_the_command_says_so(person: User, unchanged: Unchanged) -> None:
-    """X11: `startorder --as` is a person too; the console itself has no limit."""
+def test_the_command_reports_the_limit_and_submits_nothing(
+    person: User, unchanged: Unchanged
+) -> None:
+    """X11: for `startorder --as`. The console itself has no limit."""
     for number in range(3):
         submit(person, f"exp-{number}", after=timedelta(days=3650))
     with unchanged(), pytest.raises(CommandError, match=r"^You have submitted 3 requests"):

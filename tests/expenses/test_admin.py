@@ -75,8 +75,8 @@ def page_of(client: Client, expense: Expense) -> str:
 # What is refused
 
 
-def test_anonymous(client: Client, unchanged: Unchanged) -> None:
-    """X8: without a session, the admin shows its sign-in and does nothing."""
+def test_the_admin_without_a_session_asks_to_sign_in(client: Client, unchanged: Unchanged) -> None:
+    """X8: and it changes nothing."""
     expense = factories.expense()
     with unchanged():
         for response in (client.get(LIST), act(client, "approve", expense)):
@@ -84,8 +84,8 @@ def test_anonymous(client: Client, unchanged: Unchanged) -> None:
             assert response.headers["Location"].startswith("/admin/login/")
 
 
-def test_no_csrf_token(approver: User, unchanged: Unchanged) -> None:
-    """X8: an action without the CSRF token."""
+def test_an_action_without_the_csrf_token_is_refused(approver: User, unchanged: Unchanged) -> None:
+    """X8: it changes nothing."""
     browser = Client(enforce_csrf_checks=True)
     browser.force_login(approver)
     expense = factories.expense()
@@ -94,8 +94,10 @@ def test_no_csrf_token(approver: User, unchanged: Unchanged) -> None:
 
 
 @pytest.mark.parametrize("superuser", [False, True])
-def test_records_are_read_only(client: Client, unchanged: Unchanged, superuser: bool) -> None:
-    """E1, X5: nobody changes or deletes an expense, a payment or the trail in the admin."""
+def test_nobody_changes_or_deletes_a_record(
+    client: Client, unchanged: Unchanged, superuser: bool
+) -> None:
+    """E1, X5: an expense, a payment or an audit entry, superusers included."""
     client.force_login(factories.user(groups.AUDITOR, is_superuser=superuser))
     expense = factories.expense(state=State.COMPLETED)
     trail = list(AuditEntry.objects.order_by("pk").values())
@@ -108,8 +110,10 @@ def test_records_are_read_only(client: Client, unchanged: Unchanged, superuser: 
 
 
 @pytest.mark.parametrize("selected", ["1", "x", "", "\0", "a" * 5000, "00000000"], ids=ascii)
-def test_ticked_row_is_no_expense(desk: Client, unchanged: Unchanged, selected: str) -> None:
-    """E11: a forged row is a message and no server error; a row that is not there, nothing."""
+def test_a_forged_row_is_reported_and_decides_nothing(
+    desk: Client, unchanged: Unchanged, selected: str
+) -> None:
+    """E11: it is no server error. A row that does not exist is ignored."""
     expense = factories.expense()
     with unchanged():
         answer = act(desk, "approve", selected, expense)
@@ -119,8 +123,10 @@ def test_ticked_row_is_no_expense(desk: Client, unchanged: Unchanged, selected: 
 
 
 @pytest.mark.parametrize("reason", ["x" * 2001, "a\0b"])
-def test_unstorable_reason(desk: Client, unchanged: Unchanged, reason: str) -> None:
-    """X3: a reason too long or not storable decides nothing."""
+def test_an_unstorable_reason_decides_nothing(
+    desk: Client, unchanged: Unchanged, reason: str
+) -> None:
+    """X3: a reason that is too long, or that no database stores."""
     expense = factories.expense()
     with unchanged():
         answer = act(desk, "reject", expense, reason=reason)
@@ -128,8 +134,8 @@ def test_unstorable_reason(desk: Client, unchanged: Unchanged, reason: str) -> N
 
 
 @pytest.mark.parametrize("query", ["q=%00", "q=%FF", "q=" + "a" * 60_000, "p=x"])
-def test_search_bears_anything(desk: Client, query: str) -> None:
-    """E2: odd bytes in the address of the list are no server error."""
+def test_odd_bytes_in_the_address_of_the_list_are_no_server_error(desk: Client, query: str) -> None:
+    """E2: in the search and in the page number."""
     factories.expense()
     assert desk.get(f"{LIST}?{query}").status_code in (200, 302)
 
@@ -140,8 +146,8 @@ def test_search_bears_anything(desk: Client, query: str) -> None:
 @pytest.mark.parametrize(
     "group", [groups.APPROVER, groups.FINANCE, groups.AUDITOR, groups.OPERATOR]
 )
-def test_pages_of_those_who_see_all(client: Client, group: str) -> None:
-    """E1, X3, X5: the list and the page of each state open; approvers decide what waits."""
+def test_each_group_opens_its_lists_and_only_approvers_decide(client: Client, group: str) -> None:
+    """E1, X3, X5: the list, and the page of an expense in each state."""
     client.force_login(factories.user(group))
     expenses = [
         factories.expense(f"e-{state}", state, callback=factories.address(f"expense_e-{state}"))
@@ -162,9 +168,9 @@ def test_pages_of_those_who_see_all(client: Client, group: str) -> None:
         assert client.get(path).status_code == (200 if group in allowed else 403)
 
 
-def test_pages_of_an_employee(client: Client) -> None:
-    """E1, X3: an employee sees, and withdraws, their own; submits; and sees neither ledger nor
-    trail. The worker's user sees nothing."""
+def test_an_employee_sees_and_withdraws_only_their_own(client: Client) -> None:
+    """E1, X3: an employee submits, and sees neither the ledger nor the trail. The worker sees
+    nothing."""
     person = factories.user(groups.EMPLOYEE)
     own, other = factories.expense("own", submitter=person), factories.expense()
     client.force_login(person)
@@ -179,8 +185,8 @@ def test_pages_of_an_employee(client: Client) -> None:
     assert {client.get(path).status_code for path in paths} == {403}
 
 
-def test_trail_on_the_page(desk: Client) -> None:
-    """X5: who, what, when, by which route and why, oldest first; a refused attempt included."""
+def test_the_page_shows_the_trail_oldest_first(desk: Client) -> None:
+    """X5: who, what, when, by which route and why, with refused attempts."""
     expense = factories.expense(workflow_id="wf", callback=factories.address("wf"))
     headers = factories.bearer(factories.user(groups.AUDITOR, username="otto"))
     url = f"/api/v1/expenses/{expense.pk}/approve/"
@@ -210,8 +216,10 @@ def test_trail_on_the_page(desk: Client) -> None:
         (Outcome.DEAD, "undeliverable"),
     ],
 )
-def test_delivery_is_shown(desk: Client, outcome: Outcome | None, shown: str) -> None:
-    """X6: whether the workflow was told, on the list and on the page."""
+def test_list_and_page_show_the_delivery_to_the_workflow(
+    desk: Client, outcome: Outcome | None, shown: str
+) -> None:
+    """X6: for each outcome of the delivery."""
     expense = factories.expense(state=State.APPROVED, callback=factories.address("wf"))
     if outcome:
         Message.objects.update(outcome=outcome, settled_at=factories.NOW)
@@ -223,18 +231,18 @@ def test_delivery_is_shown(desk: Client, outcome: Outcome | None, shown: str) ->
     ("workflow_id", "quoted"),
     [("expense_a/b?c#d", ["expense_a%2Fb%3Fc%23d"]), ("é <x>", ["%C3%A9%20%3Cx%3E"]), (None, [])],
 )
-def test_link_to_the_run(
+def test_the_page_links_to_the_run_in_the_temporal_ui(
     desk: Client, settings: Any, workflow_id: str | None, quoted: list[str]
 ) -> None:
-    """E2: the page links to the run in the Temporal Web UI, its id quoted."""
+    """E2: the workflow id is quoted. Without one there is no link."""
     settings.TEMPORAL_UI_URL = "http://ui.example"
     html = page_of(desk, factories.expense(workflow_id=workflow_id))
     links = re.findall(r'href="http://ui\.example/namespaces/default/workflows/([^"]*)"', html)
     assert links == quoted
 
 
-def test_markup_is_escaped(client: Client) -> None:
-    """X5: whatever a submitter writes is text on every page."""
+def test_markup_of_a_submitter_is_text_on_every_page(client: Client) -> None:
+    """X5: on the list, on the page and on the page that asks for the reason."""
     bad = "<script>alert(1)</script>"
     client.force_login(factories.user(groups.EMPLOYEE, groups.APPROVER))
     client.post(ADD, {**FORM, "expense_id": bad, "merchant": bad, "description": bad})
@@ -250,8 +258,10 @@ def test_markup_is_escaped(client: Client) -> None:
 # Decisions
 
 
-def test_reason_is_asked_for(desk: Client, unchanged: Unchanged) -> None:
-    """X3: a rejection without a reason leads to a page that asks, with the ticked rows in it."""
+def test_rejecting_without_a_reason_asks_and_changes_nothing(
+    desk: Client, unchanged: Unchanged
+) -> None:
+    """X3: the page that asks keeps the ticked rows."""
     expenses = made(a=State.CREATED, b=State.APPROVED)
     with unchanged():
         answer = act(desk, "reject", *expenses, reason=" ")
@@ -266,8 +276,10 @@ def test_reason_is_asked_for(desk: Client, unchanged: Unchanged) -> None:
 @pytest.mark.parametrize(
     ("action", "state"), [("approve", State.APPROVED), ("reject", State.REJECTED)]
 )
-def test_decision(desk: Client, approver: User, action: str, state: State) -> None:
-    """E9, X5: one POST decides the ticked rows; what was decided before is named and skipped."""
+def test_an_action_decides_the_ticked_rows_and_skips_decided_ones(
+    desk: Client, approver: User, action: str, state: State
+) -> None:
+    """E9, X5: the report names the skipped rows."""
     waiting = factories.expense("a", callback=factories.address("wf-a"))
     others = made(b=State.CREATED, c=State.COMPLETED)
     answer = act(desk, action, waiting, *others, reason=" because ")
@@ -287,9 +299,10 @@ def test_decision(desk: Client, approver: User, action: str, state: State) -> No
 @pytest.mark.parametrize(
     ("count", "names"), [(1, "e0"), (5, "e0, e1, e2, e3, e4"), (7, "e0, e1, e2, e3, e4 and 2 more")]
 )
-def test_report(desk: Client, count: int, names: str) -> None:
-    """E9, X4: the report names five and counts the rest; before a registration there is nobody to
-    notify, and the person reads so."""
+def test_the_report_names_five_rows_and_counts_the_rest(
+    desk: Client, count: int, names: str
+) -> None:
+    """E9, X4: before a registration there is no workflow to notify, and the report says so."""
     expenses = made(**{f"e{number}": State.CREATED for number in range(count)})
     report = told(act(desk, "approve", *expenses))
     assert report == [
@@ -299,16 +312,18 @@ def test_report(desk: Client, count: int, names: str) -> None:
 
 
 @pytest.mark.parametrize("ticked", [0, 1])
-def test_rows_not_seen_are_untouched(desk: Client, ticked: int) -> None:
-    """X4: select_across=1 acts on the ticked rows alone."""
+def test_rows_that_were_not_ticked_are_untouched(desk: Client, ticked: int) -> None:
+    """X4: even with select_across=1."""
     expenses = made(a=State.CREATED, b=State.CREATED, c=State.CREATED)
     act(desk, "approve", *expenses[:ticked], select_across="1")
     states = list(Expense.objects.values_list("state", flat=True))
     assert states == ["APPROVED"] * ticked + ["CREATED"] * (3 - ticked)
 
 
-def test_own_row(client: Client, unchanged: Unchanged) -> None:
-    """X3: one's own row is refused and named; the page offers no decision, only to withdraw."""
+def test_deciding_ones_own_expense_is_refused_and_not_offered(
+    client: Client, unchanged: Unchanged
+) -> None:
+    """X3: the page offers only to withdraw it."""
     person = factories.user(groups.EMPLOYEE, groups.APPROVER)
     own = factories.expense("own", submitter=person)
     client.force_login(person)
@@ -319,8 +334,8 @@ def test_own_row(client: Client, unchanged: Unchanged) -> None:
     assert ('value="approve"' in html, 'value="withdraw"' in html) == (False, True)
 
 
-def test_withdraw(client: Client, unchanged: Unchanged) -> None:
-    """E1: an employee withdraws their own; rows of others are out of reach."""
+def test_an_employee_withdraws_only_their_own(client: Client, unchanged: Unchanged) -> None:
+    """E1: another person's expense is not found."""
     person = factories.user(groups.EMPLOYEE)
     own = factories.expense("own", submitter=person)
     other = factories.expense("other", submitter=factories.user(groups.EMPLOYEE))
@@ -332,9 +347,10 @@ def test_withdraw(client: Client, unchanged: Unchanged) -> None:
     assert list(states) == [("other", "CREATED"), ("own", "WITHDRAWN")]
 
 
-def test_withdrawal_that_was_not_offered(desk: Client, unchanged: Unchanged) -> None:
-    """X3: who may submit no more still withdraws their own, from its page; the same asked for
-    another's is refused and audited."""
+def test_withdrawing_another_persons_expense_is_refused_and_audited(
+    desk: Client, unchanged: Unchanged
+) -> None:
+    """X3: a person who may no longer submit still withdraws their own expense from its page."""
     person = factories.user(groups.EMPLOYEE)
     own = factories.expense("own", submitter=person)
     with unchanged(refusals=1):
@@ -361,8 +377,10 @@ def test_withdrawal_that_was_not_offered(desk: Client, unchanged: Unchanged) -> 
         *(("description", "\0"), ("incurred_on", "x")),
     ],
 )
-def test_wrong_submission(client: Client, unchanged: Unchanged, field: str, value: str) -> None:
-    """E1, E12: a form with a wrong field is shown again and stores nothing."""
+def test_a_form_with_a_wrong_field_stores_nothing(
+    client: Client, unchanged: Unchanged, field: str, value: str
+) -> None:
+    """E1, E12: the form is shown again with the error."""
     factories.expense("taken")
     client.force_login(factories.user(groups.EMPLOYEE))
     with unchanged():
@@ -372,9 +390,10 @@ def test_wrong_submission(client: Client, unchanged: Unchanged, field: str, valu
 
 
 @pytest.mark.parametrize("expense_id", ["exp-1", " a ", "é😀", "a/b"])
-def test_submission(client: Client, expense_id: str) -> None:
-    """E1, X1, X5, design rule 7: the form submits in the person's name; its workflow starts; the
-    id is kept as typed."""
+def test_the_form_submits_in_the_persons_name_and_starts_the_workflow(
+    client: Client, expense_id: str
+) -> None:
+    """E1, X1, X5: the id is kept as typed, and forged fields are ignored."""
     person = factories.user(groups.EMPLOYEE, username="emma")
     client.force_login(person)
     forged = {"state": "APPROVED", "submitter": "1", "workflow_id": "expense_other"}
@@ -390,8 +409,10 @@ def test_submission(client: Client, expense_id: str) -> None:
     assert (entry.event, entry.actor, entry.route) == ("submitted", "emma", "admin")
 
 
-def test_id_taken_meanwhile(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """E11: an id that another request takes after the form was checked is no server error."""
+def test_an_id_taken_after_the_check_of_the_form_is_no_server_error(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E11: the second submission stores nothing."""
     check = Expense.validate_unique
 
     def check_then_lose(expense: Expense, exclude: Any = None) -> None:
@@ -421,10 +442,10 @@ def test_id_taken_meanwhile(client: Client, monkeypatch: pytest.MonkeyPatch) -> 
         ),
     ],
 )
-def test_report_of_the_delivery(
+def test_the_report_says_what_became_of_the_notification(
     desk: Client, monkeypatch: pytest.MonkeyPatch, outcome: Outcome | None, said: str
 ) -> None:
-    """E9, X6: the person is told what became of the notification, and nothing better."""
+    """E9, X6: for each outcome of the delivery."""
     expense = factories.expense(callback=factories.address("w"))
     monkeypatch.setattr(outbox, "wait_for_report", lambda notices: [outcome for _ in notices])
     act(desk, "approve", expense)

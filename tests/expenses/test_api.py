@@ -70,8 +70,10 @@ def ids(response: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("header", [None, "Bearer nonsense", "Bearer", "Bearer \xe9", "Basic eA=="])
-def test_not_signed_in(client: Client, unchanged: Unchanged, header: str | None) -> None:
-    """E12, X8: without a valid token, 401 and the scheme to use."""
+def test_a_request_without_a_valid_token_is_401(
+    client: Client, unchanged: Unchanged, header: str | None
+) -> None:
+    """E12, X8: the answer names the scheme, and nothing changes."""
     factories.expense()
     headers = {"Authorization": header} if header else {}
     with unchanged():
@@ -103,8 +105,10 @@ def test_not_signed_in(client: Client, unchanged: Unchanged, header: str | None)
         ("POST expenses/", "text/plain", 415),
     ],
 )
-def test_problems(unchanged: Unchanged, request_line: str, kind: str, status: int) -> None:
-    """E12: one error format for whatever is asked in vain."""
+def test_every_refusal_is_a_problem_and_changes_nothing(
+    unchanged: Unchanged, request_line: str, kind: str, status: int
+) -> None:
+    """E12: in one format."""
     factories.expense()
     root = Program(is_superuser=True)
     method, path = request_line.split(" ")
@@ -117,8 +121,10 @@ def test_problems(unchanged: Unchanged, request_line: str, kind: str, status: in
     ["", "{", "[]", "null", "1", '"x"', b"\xff", "9" * 5000, "[" * 100_000, '{"amount": NaN}'],
     ids=lambda body: str(body)[:10],
 )
-def test_malformed_json(employee: Program, unchanged: Unchanged, body: Any) -> None:
-    """E12: a body that is no JSON object is a problem of 400."""
+def test_a_body_that_is_no_json_object_is_400(
+    employee: Program, unchanged: Unchanged, body: Any
+) -> None:
+    """E12: nothing changes."""
     with unchanged():
         problem(send(employee, EXPENSES, body), 400)
 
@@ -135,8 +141,10 @@ WRONG: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("field", WRONG)
-def test_wrong_field(employee: Program, unchanged: Unchanged, field: str) -> None:
-    """E12: a wrong field is named with what is wrong; nothing is stored."""
+def test_a_wrong_field_is_named_and_stores_nothing(
+    employee: Program, unchanged: Unchanged, field: str
+) -> None:
+    """E12: each with its messages."""
     for value in WRONG[field]:
         with unchanged():
             details = problem(send(employee, EXPENSES, {**BODY, field: value}), 400)
@@ -144,8 +152,10 @@ def test_wrong_field(employee: Program, unchanged: Unchanged, field: str) -> Non
 
 
 @pytest.mark.parametrize("verb", ["approve", "reject", "withdraw"])
-def test_unstorable_reason(approver: Program, unchanged: Unchanged, verb: str) -> None:
-    """E12: a reason too long or not storable."""
+def test_an_unstorable_reason_decides_nothing(
+    approver: Program, unchanged: Unchanged, verb: str
+) -> None:
+    """E12: a reason that is too long, or that no database stores."""
     factories.expense()
     for reason in ("x" * 2001, "\0", "\ud800"):
         with unchanged():
@@ -157,14 +167,14 @@ def test_unstorable_reason(approver: Program, unchanged: Unchanged, verb: str) -
 
 
 @pytest.mark.parametrize("group", [name for name in groups.NAMES if name != groups.EMPLOYEE])
-def test_may_not_submit(unchanged: Unchanged, group: str) -> None:
-    """E12, X3: only the Employee group submits."""
+def test_only_employees_submit(unchanged: Unchanged, group: str) -> None:
+    """E12, X3: any other group is refused."""
     with unchanged():
         problem(send(Program(group), EXPENSES, BODY), 403)
 
 
-def test_submit(employee: Program) -> None:
-    """E12, E13, X1, X5: the record, its audit row and the start of its workflow, at once."""
+def test_a_submission_stores_the_expense_its_entry_and_its_start(employee: Program) -> None:
+    """E12, E13, X1, X5: at once."""
     response = send(employee, EXPENSES, {**BODY, "incurred_on": "2025-12-31"})
     assert response.status_code == 201
     expense = Expense.objects.get()
@@ -195,16 +205,15 @@ def test_submit(employee: Program) -> None:
 
 
 @pytest.mark.parametrize("expense_id", [" a ", "😀" * 100, "<b>", "a/b", "%00", UUID])
-def test_submitted_id_is_opaque(employee: Program, expense_id: str) -> None:
-    """E12, design rule 7: an id is kept as it came; its UUID addresses it in any case."""
+def test_a_submitted_id_is_kept_as_it_came(employee: Program, expense_id: str) -> None:
+    """E12: Location has the UUID."""
     response = send(employee, EXPENSES, {**BODY, "expense_id": expense_id})
     assert response.json()["expense_id"] == expense_id
     assert employee.get(response.headers["Location"]).json()["expense_id"] == expense_id
 
 
-def test_id_in_use(employee: Program, unchanged: Unchanged) -> None:
-    """E12: an id that is taken is a conflict: for a plain client's, for the same body without a
-    key, and for another person with one."""
+def test_an_id_in_use_is_a_conflict(employee: Program, unchanged: Unchanged) -> None:
+    """E12: an id of a plain client, a repeat without a key, and another person with the key."""
     assert send(employee, EXPENSES, BODY).status_code == 201
     factories.expense("plain")
     with unchanged():
@@ -214,9 +223,10 @@ def test_id_in_use(employee: Program, unchanged: Unchanged) -> None:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_idempotency_key(employee: Program, unchanged: Unchanged, named: bool) -> None:
-    """E12, design rule 4: a repeat with its key meets what the first one made; with another body
-    it is a conflict. Another key, or another person, makes another expense."""
+def test_a_repeat_with_its_key_gets_the_first_expense(
+    employee: Program, unchanged: Unchanged, named: bool
+) -> None:
+    """E12: with another body it is a conflict. Another key or person makes another expense."""
     unnamed = {name: value for name, value in BODY.items() if name != "expense_id"}
     body = BODY if named else unnamed
     first = send(employee, EXPENSES, body, **KEY)
@@ -232,8 +242,8 @@ def test_idempotency_key(employee: Program, unchanged: Unchanged, named: bool) -
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("key", [{}, KEY], ids=["no key", "key"])
-def test_racing_submissions(employee: Program, key: dict[str, str]) -> None:
-    """E11, E12: ten submissions at once make one expense; with their key all meet it."""
+def test_racing_submissions_make_one_expense(employee: Program, key: dict[str, str]) -> None:
+    """E11, E12: ten at once. With their key, all get it."""
     headers = factories.bearer(employee.user) | key
     calls = [lambda: send(Client(headers=headers), EXPENSES, BODY).status_code] * 10
     assert sorted(at_once(calls)) == sorted([201, *[200 if key else 409] * 9])
@@ -243,8 +253,8 @@ def test_racing_submissions(employee: Program, key: dict[str, str]) -> None:
 # Reading
 
 
-def test_own_expenses_only(employee: Program, unchanged: Unchanged) -> None:
-    """E12: a person never sees or withdraws another's expense."""
+def test_a_person_never_finds_anothers_expense(employee: Program, unchanged: Unchanged) -> None:
+    """E12, X10: approving it gets the same 403 as an unknown id."""
     other = factories.expense("other", submitter=factories.user(groups.EMPLOYEE))
     factories.expense("plain")
     factories.expense("mine", submitter=employee.user)
@@ -273,8 +283,8 @@ def test_own_expenses_only(employee: Program, unchanged: Unchanged) -> None:
         (groups.WORKER, True, False),
     ],
 )
-def test_who_sees_what(group: str, expenses: bool, ledger: bool) -> None:
-    """E12, X3: all expenses, and the ledger, are for those whose work it is."""
+def test_each_group_sees_its_lists(group: str, expenses: bool, ledger: bool) -> None:
+    """E12, X3: all expenses, and the ledger."""
     factories.expense(state=State.COMPLETED)
     program = Program(group)
     assert ids(program.get(EXPENSES)) == (["exp-1"] if expenses else [])
@@ -282,8 +292,8 @@ def test_who_sees_what(group: str, expenses: bool, ledger: bool) -> None:
     assert program.get(PAYMENTS).status_code == (200 if ledger else 403)
 
 
-def test_list(approver: Program) -> None:
-    """E12: newest first, in pages, by state and id; an odd filter finds nothing."""
+def test_the_list_is_newest_first_in_pages_and_filtered(approver: Program) -> None:
+    """E12: by state and by id. An odd filter finds nothing."""
     for number, state in enumerate((State.CREATED, State.REJECTED, State.CREATED, State.APPROVED)):
         factories.expense(f"e{number}", state, now=factories.NOW + timedelta(days=number))
     assert ids(approver.get(EXPENSES, {"state": "CREATED"})) == ["e2", "e0"]
@@ -379,8 +389,8 @@ def test_audit_trail_is_oldest_first_and_of_one_expense(
         assert refusal["reason"].startswith("approved: ")
 
 
-def test_payments() -> None:
-    """E12, X2: the ledger, newest first, one row for each paid expense."""
+def test_the_ledger_is_newest_first_with_a_row_for_each_paid_expense() -> None:
+    """E12, X2: with or without an amount."""
     factories.expense("a", State.COMPLETED, submitter=factories.user(groups.EMPLOYEE))
     factories.expense("b", State.COMPLETED, now=factories.NOW + timedelta(days=1))
     factories.expense("c", State.APPROVED)
@@ -395,10 +405,10 @@ def test_payments() -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"reason": ""}, {"reason": " \n"}, {"reason": None}], ids=str)
-def test_rejection_needs_a_reason(
+def test_rejecting_without_a_reason_changes_nothing(
     approver: Program, unchanged: Unchanged, body: dict[str, Any]
 ) -> None:
-    """E12, X3: a rejection without a reason."""
+    """E12, X3: the error names the field."""
     factories.expense()
     with unchanged():
         details = problem(send(approver, EXPENSES + "exp-1/reject/", body), 400)
@@ -409,10 +419,10 @@ def test_rejection_needs_a_reason(
     ("verb", "verdict", "contrary"),
     [("approve", "APPROVED", "reject"), ("reject", "REJECTED", "approve")],
 )
-def test_decide(
+def test_a_repeated_verdict_succeeds_and_its_contrary_is_a_conflict(
     approver: Program, unchanged: Unchanged, verb: str, verdict: str, contrary: str
 ) -> None:
-    """E12, E9, X5: a decision with its reason; its repeat succeeds, its contrary is a conflict."""
+    """E12, E9, X5: one decision with its reason, and one message."""
     expense = factories.expense(callback=factories.address("wf-1"))
     for ref in (str(expense.pk), "exp-1"):
         body = send(approver, f"{EXPENSES}{ref}/{verb}/", {"reason": " wrong é "}).json()
@@ -425,8 +435,8 @@ def test_decide(
     assert details["detail"] == f"exp-1 was already {verdict.lower()} by anna."
 
 
-def test_withdraw(employee: Program, unchanged: Unchanged) -> None:
-    """E1, E12: the submitter withdraws while it waits; the activity completes with CANCELLED."""
+def test_only_a_waiting_expense_is_withdrawn(employee: Program, unchanged: Unchanged) -> None:
+    """E1, E12: its activity completes with CANCELLED. A repeat succeeds."""
     waiting = factories.address("expense_exp-1")
     factories.expense(submitter=employee.user, callback=waiting)
     factories.expense("decided", State.APPROVED, submitter=employee.user)
@@ -440,8 +450,8 @@ def test_withdraw(employee: Program, unchanged: Unchanged) -> None:
 
 
 @pytest.mark.parametrize("verb", ["approve", "reject", "withdraw"])
-def test_session_needs_csrf(unchanged: Unchanged, verb: str) -> None:
-    """X8: a browser's session decides nothing without the CSRF token."""
+def test_a_session_without_the_csrf_token_decides_nothing(unchanged: Unchanged, verb: str) -> None:
+    """X8: on every verb."""
     person = factories.user(groups.EMPLOYEE, groups.APPROVER)
     browser = Client(enforce_csrf_checks=True)
     browser.force_login(person)
@@ -454,8 +464,8 @@ def test_session_needs_csrf(unchanged: Unchanged, verb: str) -> None:
 
 
 @pytest.mark.parametrize("prefer", ["wait=0", "respond-async, wait=1"])
-def test_wait_that_ends_first(approver: Program, prefer: str) -> None:
-    """E12: `Prefer: wait=N` answers 202 with the expense as it is when N seconds are over."""
+def test_a_wait_that_ends_first_is_202(approver: Program, prefer: str) -> None:
+    """E12: with the expense as it then is."""
     factories.expense()
     response = send(approver, EXPENSES + "exp-1/approve/", Prefer=prefer)
     assert (response.status_code, response.json()["state"]) == (202, "APPROVED")
@@ -486,15 +496,15 @@ def test_wait_ends_when_the_expense_is_paid(
     assert len(slept) == 2
 
 
-def test_wait_without_a_free_thread(approver: Program, no_free_thread: None) -> None:
-    """E12: at most half of the threads wait; the next request is answered 202 at once."""
+def test_no_more_than_half_of_the_threads_wait(approver: Program, no_free_thread: None) -> None:
+    """E12: the next request gets 202 at once."""
     factories.expense()
     response = send(approver, EXPENSES + "exp-1/approve/", Prefer="wait=60")
     assert (response.status_code, response.json()["state"]) == (202, "APPROVED")
 
 
-def test_no_wait(approver: Program) -> None:
-    """E12: a settled expense is answered at once, as is a request that does not wait."""
+def test_a_settled_expense_is_answered_at_once(approver: Program) -> None:
+    """E12: so is a request that does not ask to wait."""
     factories.expense("paid", State.COMPLETED)
     factories.expense("exp-1")
     factories.expense("exp-2")
@@ -507,10 +517,10 @@ def test_no_wait(approver: Program) -> None:
         assert send(approver, EXPENSES + "exp-2/approve/", Prefer=odd).status_code == 200
 
 
-def test_failure_of_the_site_itself(
+def test_a_defect_of_the_site_is_a_problem_without_its_cause(
     approver: Program, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """E12: even a defect answers in the one format; the cause is in the log, not in the answer."""
+    """E12: the cause is in the log."""
 
     def broken(user: object) -> None:
         raise RuntimeError("the cause")

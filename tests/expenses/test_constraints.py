@@ -46,15 +46,17 @@ def refused(constraint: str, write: Callable[[], Any]) -> None:
     ],
     ids=str,
 )
-def test_impossible_expense(before: State, change: dict[str, Any], constraint: str) -> None:
-    """E1: state, decision and payment are tied; an amount has a currency; an id is not empty."""
+def test_the_database_refuses_a_state_without_its_decision_or_payment(
+    before: State, change: dict[str, Any], constraint: str
+) -> None:
+    """E1: an amount also needs its currency, and an id is not empty."""
     factories.expense(state=before)
     refused(constraint, lambda: Expense.objects.update(**change))
 
 
 @pytest.mark.parametrize("shared", ["expense_id", "decision_id", "payment_id"])
-def test_shared_between_expenses(shared: str) -> None:
-    """E1, X2: two expenses share neither an id, nor a decision, nor a payment."""
+def test_two_expenses_share_no_id_decision_or_payment(shared: str) -> None:
+    """E1, X2: the database refuses it."""
     factories.expense("a", State.COMPLETED)
     factories.expense("b", State.COMPLETED)
     value = Expense.objects.values_list(shared, flat=True).get(expense_id="a")
@@ -62,8 +64,8 @@ def test_shared_between_expenses(shared: str) -> None:
     refused(UNIQUE, lambda: other.update(**{shared: value}))
 
 
-def test_second_ledger_row() -> None:
-    """X2: one ledger row per expense."""
+def test_an_expense_has_one_ledger_row() -> None:
+    """X2: the database refuses a second one."""
     entry = LedgerEntry(expense=factories.expense(state=State.COMPLETED), paid_at=factories.NOW)
     refused(UNIQUE, lambda: LedgerEntry.objects.bulk_create([entry]))
 
@@ -71,8 +73,8 @@ def test_second_ledger_row() -> None:
 @pytest.mark.parametrize(
     "money", [{"amount": 1}, {"currency": "EUR"}, {"amount": -1, "currency": "EUR"}], ids=str
 )
-def test_impossible_ledger_row(money: dict[str, Any]) -> None:
-    """X2: an amount has a currency and is not negative, in the ledger too."""
+def test_a_ledger_row_has_a_positive_amount_with_a_currency_or_none(money: dict[str, Any]) -> None:
+    """X2: the database refuses any other."""
     entry = LedgerEntry(expense=factories.expense(), paid_at=factories.NOW, **money)
     refused(MONEY, lambda: LedgerEntry.objects.bulk_create([entry]))
 
@@ -86,8 +88,10 @@ def test_impossible_ledger_row(money: dict[str, Any]) -> None:
         ("approved", "r", "decision_verdict_known"),
     ],
 )
-def test_impossible_decision(verdict: str, reason: str, constraint: str) -> None:
-    """X3, X5: a verdict is one of three, and a rejection has its reason."""
+def test_the_database_refuses_an_unknown_verdict_and_a_rejection_without_a_reason(
+    verdict: str, reason: str, constraint: str
+) -> None:
+    """X3, X5: a decision has a known verdict."""
     decision = Decision(verdict=verdict, reason=reason, actor="a", route="admin", at=factories.NOW)
     refused(constraint, lambda: Decision.objects.bulk_create([decision]))
 
@@ -102,22 +106,24 @@ def test_impossible_decision(verdict: str, reason: str, constraint: str) -> None
     ],
     ids=str,
 )
-def test_impossible_message(settled: dict[str, Any], constraint: str) -> None:
-    """X1, X6: a message is open, or settled at a time with a known outcome."""
+def test_a_message_is_open_or_settled_with_a_known_outcome(
+    settled: dict[str, Any], constraint: str
+) -> None:
+    """X1, X6: a settled message has its time."""
     factories.expense(state=State.APPROVED, callback=factories.address("wf-1"))
     refused(constraint, lambda: Message.objects.update(**settled))
 
 
-def test_second_message_about_one_decision() -> None:
-    """X1: what a message is about has one message."""
+def test_a_decision_has_one_message() -> None:
+    """X1: the database refuses a second one."""
     factories.expense(state=State.APPROVED, callback=factories.address("wf-1"))
     message = Message.objects.get()
     message.pk = None
     refused(UNIQUE, lambda: Message.objects.bulk_create([message]))
 
 
-def test_shared_token() -> None:
-    """X7: two expenses never share a token."""
+def test_two_expenses_share_no_token() -> None:
+    """X7: the database refuses it."""
     first = factories.expense("a", callback=factories.address("wf-a"))
     second = factories.expense("b", callback=factories.address("wf-b"))
     others = CallbackAddress.objects.filter(expense=second)

@@ -40,8 +40,8 @@ def browser(local: Client) -> Client:
     return Client(enforce_csrf_checks=True, SERVER_NAME="localhost")
 
 
-def test_fixed_parts(local: Client) -> None:
-    """E2: title and heading, the link HOME to /list, and the three columns, on both paths."""
+def test_both_paths_show_title_heading_link_and_columns(local: Client) -> None:
+    """E2: / and /list."""
     for path in ("/", "/list"):
         html = page(local, path)
         assert "<title>SAMPLE EXPENSE SYSTEM</title>" in html
@@ -52,16 +52,16 @@ def test_fixed_parts(local: Client) -> None:
         assert ids(html) == []
 
 
-def test_order(local: Client) -> None:
-    """E2, design rule 7: by code point, on every database."""
+def test_expenses_are_ordered_by_code_point(local: Client) -> None:
+    """E2: on every database."""
     order = ["10", "9", "Z", "_", "a", "ab", "b", "é", "ﬀ", "😀"]
     for expense_id in reversed(order):
         factories.expense(expense_id)
     assert ids(page(local)) == order
 
 
-def test_buttons(local: Client) -> None:
-    """E2: each state by its name; APPROVE in green and REJECT in red on CREATED rows only."""
+def test_only_created_rows_have_buttons(local: Client) -> None:
+    """E2: APPROVE in green and REJECT in red. Each row shows its state."""
     for state in State:
         factories.expense(f"is-{state.value}", state)
     rows = dict(re.findall(r'<td class="id">is-(\w+)</td>(.*?)</tr>', page(local), re.DOTALL))
@@ -74,9 +74,10 @@ def test_buttons(local: Client) -> None:
 
 
 @pytest.mark.parametrize(("group", "buttons"), [(groups.APPROVER, 2), (groups.AUDITOR, 0)])
-def test_buttons_for_those_who_may(client: Client, group: str, buttons: int) -> None:
-    """E2, X3, X10: who may view all expenses reads them; the buttons are for approvers, and not on
-    what is their own."""
+def test_buttons_are_offered_only_to_those_who_may_decide_the_row(
+    client: Client, group: str, buttons: int
+) -> None:
+    """E2, X3, X10: an auditor reads the rows; an approver has no buttons on their own expense."""
     factories.expense()
     person = factories.user(group)
     factories.expense("own", submitter=person)
@@ -85,8 +86,8 @@ def test_buttons_for_those_who_may(client: Client, group: str, buttons: int) -> 
     assert (ids(html), html.count('name="type"')) == (["exp-1", "own"], buttons)
 
 
-def test_people_see_their_own(client: Client) -> None:
-    """X10: the list has one's own expenses, in the search and by `after` too."""
+def test_an_employee_sees_only_their_own(client: Client) -> None:
+    """X10: in the search and after an id too."""
     person = factories.user(groups.EMPLOYEE)
     factories.expense("own-1", submitter=person)
     factories.expense("other-1", submitter=factories.user(groups.EMPLOYEE))
@@ -96,8 +97,8 @@ def test_people_see_their_own(client: Client) -> None:
         assert ids(page(client, **query)) == ["own-1"]
 
 
-def test_markup(local: Client) -> None:
-    """E2: an id is text, on the page, in its form and in the search."""
+def test_markup_in_an_id_is_text(local: Client) -> None:
+    """E2: in the row, in its form and in the search."""
     name = '<script>"x"&\'</script>'
     factories.expense(name)
     html = page(local, q=name)
@@ -105,8 +106,8 @@ def test_markup(local: Client) -> None:
     assert '<script>"x' not in html
 
 
-def test_pages_of_100(local: Client) -> None:
-    """E2: pages of 100 by `after`; the last one has no next; the search stays."""
+def test_a_page_has_100_rows_and_links_to_the_next(local: Client) -> None:
+    """E2: the last page has no link, and the search stays."""
     names = [f"e&{number:03}" for number in range(201)]
     now = factories.NOW
     Expense.objects.bulk_create(Expense(expense_id=name, created_at=now) for name in names)
@@ -132,8 +133,10 @@ def test_pages_of_100(local: Client) -> None:
         ("nothing", []),
     ],
 )
-def test_search(local: Client, search: str, found: list[str]) -> None:
-    """E2: search finds a part of an id, letters of either case, and takes every sign as itself."""
+def test_search_finds_a_part_of_an_id_in_either_case(
+    local: Client, search: str, found: list[str]
+) -> None:
+    """E2: and takes every sign literally."""
     for expense_id in ("abc", "ABC", "100%", "a_c", "back\\slash", " space ", "café"):
         factories.expense(expense_id)
     assert ids(page(local, q=search)) == found
@@ -141,8 +144,10 @@ def test_search(local: Client, search: str, found: list[str]) -> None:
 
 @pytest.mark.parametrize("odd", ["%00", "a%00", "%FF", "%ED%A0%80", "%0A", "%25", "a" * 60_000])
 @pytest.mark.parametrize("name", ["q", "after"])
-def test_odd_bytes(local: Client, unchanged: Unchanged, name: str, odd: str) -> None:
-    """E2: whatever stands in the address or the form is no server error."""
+def test_odd_bytes_are_no_server_error(
+    local: Client, unchanged: Unchanged, name: str, odd: str
+) -> None:
+    """E2: in the address and in the form."""
     factories.expense()
     with unchanged():
         assert "<table>" in page(local, f"/list?{name}={odd}")
@@ -151,8 +156,8 @@ def test_odd_bytes(local: Client, unchanged: Unchanged, name: str, odd: str) -> 
         assert local.generic("POST", "/decide", form, kind).status_code == 400
 
 
-def test_version_tells_a_change(local: Client) -> None:
-    """E2: the open page asks for the rows' version; it differs once a state does."""
+def test_the_version_of_the_rows_changes_with_a_state(local: Client) -> None:
+    """E2: the open page asks for it."""
     version = re.compile(r'data-version="(\d+)"')
     factories.expense()
     before = version.findall(page(local))
@@ -165,8 +170,10 @@ def test_version_tells_a_change(local: Client) -> None:
 
 
 @pytest.mark.parametrize("token", [{}, {"csrfmiddlewaretoken": "x" * 64}])
-def test_no_csrf_token(browser: Client, unchanged: Unchanged, token: dict[str, str]) -> None:
-    """E2, X8: a decision without the page's token, or with another's, is refused."""
+def test_a_decision_without_the_pages_csrf_token_is_refused(
+    browser: Client, unchanged: Unchanged, token: dict[str, str]
+) -> None:
+    """E2, X8: or with another token."""
     factories.expense()
     page(browser)
     with unchanged():
@@ -187,10 +194,10 @@ def test_no_csrf_token(browser: Client, unchanged: Unchanged, token: dict[str, s
         ({"id": "exp-1", "type": "reject", "reason": "\0"}, "The reason has characters"),
     ],
 )
-def test_refused_decision(
+def test_a_refused_decision_is_a_page_and_changes_nothing(
     local: Client, unchanged: Unchanged, form: dict[str, str], sentence: str
 ) -> None:
-    """E2, E4: a decision that cannot be is a page of 400 with a sentence."""
+    """E2, E4: with status 400 and a sentence."""
     factories.expense()
     factories.expense("decided", State.APPROVED)
     with unchanged():
@@ -199,8 +206,8 @@ def test_refused_decision(
     assert f'<p role="alert">{sentence}' in answer.content.decode()
 
 
-def test_missing_fields(local: Client, unchanged: Unchanged) -> None:
-    """E8: a form without its fields."""
+def test_a_form_without_its_fields_is_422(local: Client, unchanged: Unchanged) -> None:
+    """E8: the answer lists the fields."""
     with unchanged():
         answer = local.post("/decide", {})
     assert answer.status_code == 422
@@ -209,8 +216,10 @@ def test_missing_fields(local: Client, unchanged: Unchanged) -> None:
 
 
 @pytest.mark.parametrize("reason", ["", "  \n"])
-def test_rejection_asks_why(browser: Client, unchanged: Unchanged, reason: str) -> None:
-    """E2, X3: a rejection without a reason asks for it, keeping the id and the place."""
+def test_rejecting_without_a_reason_asks_and_changes_nothing(
+    browser: Client, unchanged: Unchanged, reason: str
+) -> None:
+    """E2, X3: the page keeps the id and the place in the list."""
     factories.expense(" <b> ")
     form = hidden(page(browser)) | {"type": "reject", "reason": reason, "q": "<b>", "after": "!"}
     with unchanged():
@@ -224,9 +233,8 @@ def test_rejection_asks_why(browser: Client, unchanged: Unchanged, reason: str) 
     assert Decision.objects.get().reason == "no receipt"
 
 
-def test_approval(browser: Client) -> None:
-    """E2, E9, X5: one click approves, by the route of the page, and leads back to the place; a
-    second click changes nothing."""
+def test_approving_twice_decides_once(browser: Client) -> None:
+    """E2, E9, X5: by the route of the page, and back to the place in the list."""
     factories.expense(callback=factories.address("wf-1"))
     form = hidden(page(browser)) | {"type": "approve", "q": "é", "after": ""}
     for _ in range(2):
@@ -238,8 +246,8 @@ def test_approval(browser: Client) -> None:
     assert Message.objects.get().payload["value"] == "APPROVED"
 
 
-def test_scripts_are_the_page_s_own(local: Client) -> None:
-    """E2, X8: the pages of the protocol run no inline script."""
+def test_pages_run_no_inline_script(local: Client) -> None:
+    """E2, X8: their policy allows scripts of this site only."""
     for path in ("/list", "/action?type=approve&id=unknown"):
         policy = local.get(path).headers["Content-Security-Policy"]
         assert "script-src 'self';" in f"{policy};"

@@ -91,11 +91,10 @@ def register(client: Client, expense_id: str, body: dict[str, str]) -> tuple[int
 
 
 @pytest.mark.parametrize(("before", "kind", "after"), [c for c in CASES if c[2] in (None, c[0])])
-def test_nothing_to_do(
+def test_a_repeat_succeeds_and_a_forbidden_transition_is_invalid_state(
     local: Client, unchanged: Unchanged, before: State, kind: str, after: State | None
 ) -> None:
-    """E1, E4, X2: what the state forbids answers INVALID_STATE, and 400 with a sentence to people;
-    what happened already answers as success. Neither does anything."""
+    """E1, E4, X2: people get a page with status 400. Neither changes anything."""
     factories.expense(state=before)
     with unchanged():
         answer = get(local, "/action", type=kind, id="exp-1", **API)
@@ -109,8 +108,10 @@ def test_nothing_to_do(
 @pytest.mark.parametrize(
     ("before", "kind", "after"), [c for c in CASES if c[2] not in (None, c[0])]
 )
-def test_transition(local: Client, mode: str, before: State, kind: str, after: State) -> None:
-    """E1, E3, E4, X5: a lawful transition, in API mode (SUCCEED) and else (302 to /list)."""
+def test_a_transition_answers_succeed_to_programs_and_the_list_to_people(
+    local: Client, mode: str, before: State, kind: str, after: State
+) -> None:
+    """E1, E3, E4, X5: for each transition that the state allows."""
     factories.expense(state=before)
     response = local.get("/action", {"type": kind, "id": "exp-1", "is_api_call": mode})
     if mode == "true":
@@ -131,8 +132,8 @@ def test_transition(local: Client, mode: str, before: State, kind: str, after: S
 
 
 @pytest.mark.parametrize(("kind", "value"), [("approve", "APPROVED"), ("reject", "REJECTED")])
-def test_decision_of_a_waiting_workflow(local: Client, kind: str, value: str) -> None:
-    """E4, E9, X1: its reason is stored, trimmed, and one message, due at once, carries it on."""
+def test_a_decision_stores_its_reason_and_one_message(local: Client, kind: str, value: str) -> None:
+    """E4, E9, X1: the reason is trimmed, and the message is due at once."""
     waiting = factories.address("expense_exp-1")
     expense = factories.expense(callback=waiting)
     for reason in (" déjà payé 😀\n", "again"):
@@ -161,10 +162,10 @@ def test_decision_of_a_waiting_workflow(local: Client, kind: str, value: str) ->
         ("/registerCallback?id=exp-1", [["body", "task_token"]]),
     ],
 )
-def test_missing_parameter(
+def test_a_missing_parameter_is_422_and_changes_nothing(
     local: Client, unchanged: Unchanged, path: str, missing: list[list[str]]
 ) -> None:
-    """E8: 422 and the list of what is missing, in both modes."""
+    """E8: in both modes, with a list of the missing parameters."""
     factories.expense()
     with unchanged():
         response = (local.post if path.startswith("/register") else local.get)(path)
@@ -174,8 +175,8 @@ def test_missing_parameter(
 
 
 @pytest.mark.parametrize("kind", ["", "APPROVE", "withdraw", "\0", "x" * 5000], ids=ascii)
-def test_invalid_type(local: Client, unchanged: Unchanged, kind: str) -> None:
-    """E4, E8: any other type, the empty one included."""
+def test_an_unknown_type_is_invalid_type(local: Client, unchanged: Unchanged, kind: str) -> None:
+    """E4, E8: the empty type too."""
     factories.expense()
     with unchanged():
         assert get(local, "/action", type=kind, id="exp-1", **API) == (200, "ERROR:INVALID_TYPE")
@@ -183,8 +184,10 @@ def test_invalid_type(local: Client, unchanged: Unchanged, kind: str) -> None:
 
 
 @pytest.mark.parametrize("reason", ["x" * 2001, "a\0b"])
-def test_unstorable_reason(local: Client, unchanged: Unchanged, reason: str) -> None:
-    """E4, E8: a reason too long or not storable is refused, and the expense waits on."""
+def test_an_unstorable_reason_decides_nothing(
+    local: Client, unchanged: Unchanged, reason: str
+) -> None:
+    """E4, E8: a reason that is too long, or that no database stores."""
     factories.expense()
     query = {"type": "reject", "id": "exp-1", "reason": reason}
     with unchanged():
@@ -194,8 +197,10 @@ def test_unstorable_reason(local: Client, unchanged: Unchanged, reason: str) -> 
 
 @pytest.mark.parametrize(("method", "path"), ENDPOINTS)
 @pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS)
-def test_invalid_id(local: Client, unchanged: Unchanged, method: str, path: str, bad: str) -> None:
-    """E4–E8: an id that breaks design rule 7 is INVALID_ID everywhere, 400 for people."""
+def test_an_id_that_no_expense_can_have_is_invalid_id(
+    local: Client, unchanged: Unchanged, method: str, path: str, bad: str
+) -> None:
+    """E4–E8: on every endpoint; people get status 400."""
     factories.expense()
     with unchanged():
         response = local.generic(method, f"{path}&id={bad}", b"task_token=00", FORM)
@@ -205,8 +210,10 @@ def test_invalid_id(local: Client, unchanged: Unchanged, method: str, path: str,
 
 
 @pytest.mark.parametrize(("method", "path"), ENDPOINTS[1:])
-def test_unknown_id(local: Client, unchanged: Unchanged, method: str, path: str) -> None:
-    """E4, E6, E7: an expense that is not there; ids differ by case, space and normal form."""
+def test_an_unknown_id_is_invalid_id(
+    local: Client, unchanged: Unchanged, method: str, path: str
+) -> None:
+    """E4, E6, E7: ids differ by case, by space and by normal form."""
     factories.expense("é")
     for unknown in ("É", " é", "e\u0301", "<script>"):
         with unchanged():
@@ -217,8 +224,8 @@ def test_unknown_id(local: Client, unchanged: Unchanged, method: str, path: str)
 
 
 @pytest.mark.parametrize("expense_id", GOOD_IDS)
-def test_opaque_ids(local: Client, expense_id: str) -> None:
-    """E5–E7, design rule 7: an id is kept as it came, never trimmed, through the whole life."""
+def test_an_id_is_kept_as_it_came(local: Client, expense_id: str) -> None:
+    """E5–E7: it is never trimmed, from the creation to the payment."""
     assert create(local, expense_id) == (200, "SUCCEED")
     assert Expense.objects.get().expense_id == expense_id
     assert get(local, "/status", id=expense_id) == (200, "CREATED")
@@ -229,8 +236,10 @@ def test_opaque_ids(local: Client, expense_id: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "POST", "TRACE"])
-def test_other_methods(local: Client, unchanged: Unchanged, method: str) -> None:
-    """E8: only GET (POST for registerCallback and the page's /decide) is served."""
+def test_other_methods_are_405_and_change_nothing(
+    local: Client, unchanged: Unchanged, method: str
+) -> None:
+    """E8: only GET is served, and POST for registerCallback and the forms of the pages."""
     factories.expense()
     factories.expense("approved", State.APPROVED)
     for path in PATHS:
@@ -243,9 +252,10 @@ def test_other_methods(local: Client, unchanged: Unchanged, method: str) -> None
 # Creation
 
 
-def test_duplicate_id(local: Client, unchanged: Unchanged) -> None:
-    """E5: an id that exists is an error without the key or with another, in each state; a record
-    made without a key is no workflow's by it."""
+def test_an_existing_id_is_refused_without_its_workflows_key(
+    local: Client, unchanged: Unchanged
+) -> None:
+    """E5: in each state. A record created without a key belongs to no workflow."""
     factories.expense("keyless")
     for state in State:
         factories.expense(state.value, state, workflow_id=f"wf-{state}")
@@ -258,14 +268,14 @@ def test_duplicate_id(local: Client, unchanged: Unchanged) -> None:
 
 
 @pytest.mark.parametrize("key", ["%00", "%FF", "a%0Ab", "%20", "a" * 256])
-def test_malformed_key(local: Client, unchanged: Unchanged, key: str) -> None:
-    """E5: a key that cannot be a workflow id is refused, and no expense is made."""
+def test_a_malformed_key_creates_nothing(local: Client, unchanged: Unchanged, key: str) -> None:
+    """E5: a key that cannot be a workflow id."""
     with unchanged():
         assert create(local, "exp-1", key) == (200, "ERROR:INVALID_FORM_DATA")
 
 
-def test_create(local: Client) -> None:
-    """E5, X5: a new expense in CREATED that belongs to no workflow; UI mode goes to /list."""
+def test_create_makes_an_expense_that_belongs_to_no_workflow(local: Client) -> None:
+    """E5, X5: people are redirected to /list."""
     assert create(local, "a") == (200, "SUCCEED")
     assert local.get("/create", {"id": "b"}).headers["Location"] == "/list"
     rows = Expense.objects.values_list("expense_id", "state", "workflow_id", "submitter", "amount")
@@ -276,16 +286,20 @@ def test_create(local: Client) -> None:
 
 
 @pytest.mark.parametrize("key", ["expense_exp-1", "expense_%C3%A9%F0%9F%98%80", "a" * 255])
-def test_repeat_with_the_key(local: Client, unchanged: Unchanged, key: str) -> None:
-    """E5, design rule 4: the expense's own workflow meets it again."""
+def test_creating_again_with_the_key_succeeds_and_changes_nothing(
+    local: Client, unchanged: Unchanged, key: str
+) -> None:
+    """E5: the workflow of the expense asks again."""
     assert create(local, "exp-1", key) == (200, "SUCCEED")
     assert Expense.objects.get().workflow_id == unquote(key)
     with unchanged():
         assert create(local, "exp-1", key) == (200, "SUCCEED")
 
 
-def test_submitted_expense_meets_its_workflow(local: Client, unchanged: Unchanged) -> None:
-    """E5: the workflow of an expense that a person submitted finds the record there."""
+def test_the_workflow_of_a_submitted_expense_finds_the_record(
+    local: Client, unchanged: Unchanged
+) -> None:
+    """E5: it asks with its own key."""
     factories.expense("é", submitter=factories.user(groups.EMPLOYEE))
     with unchanged():
         assert create(local, "é", "expense_%C3%A9") == (200, "SUCCEED")
@@ -303,8 +317,10 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("form", MALFORMED, ids=lambda form: ascii(form)[:40])
-def test_malformed_registration(local: Client, unchanged: Unchanged, form: dict[str, str]) -> None:
-    """E7, E8: a token that is not hexadecimal, or ids that are none."""
+def test_a_malformed_registration_stores_nothing(
+    local: Client, unchanged: Unchanged, form: dict[str, str]
+) -> None:
+    """E7, E8: a token that is not hexadecimal, or ids that are not ids."""
     factories.expense()
     with unchanged():
         assert register(local, "exp-1", form) == (200, "ERROR:INVALID_FORM_DATA")
@@ -320,10 +336,10 @@ def test_malformed_registration(local: Client, unchanged: Unchanged, form: dict[
         (b"&".join([b"a=1"] * 2000), FORM, 400),
     ],
 )
-def test_strange_body(
+def test_a_strange_body_is_no_server_error(
     local: Client, unchanged: Unchanged, body: bytes, kind: str, status: int
 ) -> None:
-    """E8: whatever the body is, it is no server error."""
+    """E8: and stores nothing."""
     factories.expense()
     with unchanged():
         response = local.generic("POST", "/registerCallback?id=exp-1", body, kind)
@@ -331,18 +347,18 @@ def test_strange_body(
 
 
 @pytest.mark.parametrize("state", [state for state in State if state != State.CREATED])
-def test_registration_of_a_decided_expense(
+def test_a_decided_expense_takes_no_registration(
     local: Client, unchanged: Unchanged, state: State
 ) -> None:
-    """E7: nobody registers for an expense that is decided."""
+    """E7: in each state but CREATED."""
     factories.expense(state=state, callback=factories.address("expense_exp-1"))
     form = factories.form(factories.address("expense_exp-1", attempt=2))
     with unchanged():
         assert register(local, "exp-1", form) == (200, "ERROR:INVALID_STATE")
 
 
-def test_registration_is_stored_encrypted(local: Client) -> None:
-    """E7, E10: the token is in no column as it came; upper-case hex and 4 kB are tokens too."""
+def test_the_token_is_stored_encrypted(local: Client) -> None:
+    """E7, E10: no column has the token as it came. Upper-case hex and 4 kB are tokens too."""
     factories.expense()
     secret = b"\x0a\x02ab-the-secret-token" + b"\xfe" * 4000
     form = {"task_token": secret.hex().upper(), "workflow_id": "wf é", "run_id": "r"}
@@ -385,10 +401,10 @@ def test_registration_that_binds_the_expense_is_audited(local: Client) -> None:
 
 @pytest.mark.parametrize("bound_by", ["creation", "registration"])
 @pytest.mark.parametrize("named", ["expense_other", "expense_EXP-1", " expense_exp-1", None])
-def test_registration_of_another_workflow(
+def test_an_expense_of_a_workflow_takes_no_registration_of_another(
     local: Client, unchanged: Unchanged, named: str | None, bound_by: str
 ) -> None:
-    """X7: once an expense belongs to a workflow, no other registers, nor one without a name."""
+    """X7: nor a registration that names no workflow."""
     if bound_by == "creation":
         factories.expense(workflow_id="expense_exp-1")
     else:
@@ -425,39 +441,42 @@ SUBSTITUTIONS = {
     ],
     ids=["bound", "bound, not registered", "registered without a name"],
 )
-def test_callback_substitution(
+def test_a_registration_never_takes_another_expenses_activity(
     local: Client,
     unchanged: Unchanged,
     bound: str | None,
     callback: Address | None,
     form: dict[str, str],
 ) -> None:
-    """X7: deciding one expense can never complete another's activity."""
+    """X7: so deciding one expense never completes the activity of another."""
     factories.expense("victim", workflow_id=bound, callback=callback)
     factories.expense()
     with unchanged(refusals=1):
         assert register(local, "exp-1", form) == (200, "ERROR:INVALID_STATE")
 
 
-def test_token_of_another_workflow(local: Client, unchanged: Unchanged) -> None:
-    """X7: a registration whose token names another workflow than its form does."""
+def test_a_token_of_another_workflow_than_named_is_refused(
+    local: Client, unchanged: Unchanged
+) -> None:
+    """X7: the refusal is audited."""
     factories.expense(workflow_id="expense_exp-1")
     form = {**factories.form(factories.address("order-1")), **OWN}
     with unchanged(refusals=1):
         assert register(local, "exp-1", form) == (200, "ERROR:INVALID_STATE")
 
 
-def test_second_expense_of_one_workflow(local: Client, unchanged: Unchanged) -> None:
-    """X7: a workflow has one unsettled expense; a key that is another's makes no second one."""
+def test_a_workflow_has_one_unsettled_expense(local: Client, unchanged: Unchanged) -> None:
+    """X7: a creation with the key of another expense's workflow changes nothing."""
     factories.expense("victim", workflow_id=VICTIM)
     with unchanged():
         status, body = create(local, "exp-1", VICTIM)
     assert (status, body[:6]) == (200, "ERROR:")
 
 
-def test_workflow_named_before_it_began(local: Client, unchanged: Unchanged) -> None:
-    """X7: whoever names a workflow first keeps its own expense neither from being created nor from
-    being told its decision, and is not told by it."""
+def test_naming_a_workflow_first_takes_nothing_from_its_own_expense(
+    local: Client, unchanged: Unchanged
+) -> None:
+    """X7: that expense is created and gets its decision; the stranger's registration is refused."""
     factories.expense("stranger")
     guess = {"task_token": "00", "workflow_id": VICTIM, "activity_id": "2"}
     assert register(local, "stranger", guess) == (200, "SUCCEED")
@@ -491,10 +510,10 @@ def test_workflow_named_before_it_began(local: Client, unchanged: Unchanged) -> 
         ("POST /registerCallback?id=decided", groups.WORKER, None, (200, "ERROR:INVALID_STATE")),
     ],
 )
-def test_order_of_answers(
+def test_of_several_faults_the_answer_names_the_first(
     client: Client, path: str, group: str | None, site: str | None, answer: tuple[int, str]
 ) -> None:
-    """E4, E8, design Access: of several faults, the answer names the first in the order."""
+    """E4, E8: and nothing changes."""
     factories.expense("a")
     factories.expense("decided", State.APPROVED)
     headers = factories.bearer(factories.user(group)) if group else {}
@@ -508,8 +527,10 @@ def test_order_of_answers(
     assert factories.records() == before
 
 
-def test_log_without_tokens(local: Client, caplog: pytest.LogCaptureFixture) -> None:
-    """E10: what happens is logged; the token is in no log, page, answer or repr."""
+def test_no_log_page_or_answer_has_the_token(
+    local: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """E10: changes are logged, without the token."""
     for logger in (None, "django", "django.request"):
         caplog.set_level(logging.DEBUG, logger)
     waiting = factories.address("wf-1")
@@ -535,10 +556,10 @@ def test_log_without_tokens(local: Client, caplog: pytest.LogCaptureFixture) -> 
 
 
 @pytest.mark.parametrize("path", ["GET /create", "POST /registerCallback"])
-def test_refusal_forges_no_log_line(
+def test_a_refused_request_forges_no_log_line(
     client: Client, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
-    """E10, X3: what a refused client sends cannot look like a line of the log or the trail."""
+    """E10, X3: nor an audit entry of several lines."""
     headers = factories.bearer(factories.user(groups.AUDITOR))
     query = "id=exp-1&is_api_call=true&type=%0A%00forged"
     response = client.generic(*f"{path}?{query}".split(" "), headers=headers)
@@ -561,8 +582,8 @@ def registration(expense_id: str, form: dict[str, str]) -> Callable[[], str]:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_racing_verdicts(local: Client) -> None:
-    """E11, X1: twelve verdicts at once: one decision, one message, and everybody is told so."""
+def test_racing_verdicts_make_one_decision(local: Client) -> None:
+    """E11, X1: twelve at once make one message, and every answer agrees with the decision."""
     factories.expense(callback=factories.address("wf-1"))
     kinds = ["approve", "reject"] * 6
     answers = at_once([action("exp-1", kind) for kind in kinds])
@@ -575,8 +596,8 @@ def test_racing_verdicts(local: Client) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("key", [None, "wf"])
-def test_racing_creations(local: Client, key: str | None) -> None:
-    """E5, E11: twenty creations of one id: one record; with the key, everybody succeeds."""
+def test_racing_creations_make_one_expense(local: Client, key: str | None) -> None:
+    """E5, E11: twenty at once. With the key, all succeed."""
     answers = at_once([lambda: create(Client(SERVER_NAME="localhost"), "exp-1", key)[1]] * 20)
     others = "SUCCEED" if key else "ERROR:ID_ALREADY_EXISTS"
     assert sorted(answers) == sorted(["SUCCEED", *[others] * 19])
@@ -584,16 +605,16 @@ def test_racing_creations(local: Client, key: str | None) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_racing_payments(local: Client) -> None:
-    """E11, X2: twelve payments at once: one ledger row, and each is told that it is paid."""
+def test_racing_payments_make_one_ledger_row(local: Client) -> None:
+    """E11, X2: twelve at once, and all succeed."""
     factories.expense(state=State.APPROVED)
     assert at_once([action("exp-1", "payment")] * 12) == ["SUCCEED"] * 12
     assert Expense.objects.get().payment == LedgerEntry.objects.get()
 
 
 @pytest.mark.django_db(transaction=True)
-def test_registration_racing_a_decision(local: Client) -> None:
-    """E7, E11, X1: the workflow is told by a message, or by the answer to its registration."""
+def test_a_registration_that_races_a_decision_gets_the_decision(local: Client) -> None:
+    """E7, E11, X1: by a message, or by the answer to the registration."""
     for name in (f"exp-{number}" for number in range(10)):
         factories.expense(name)
         form = factories.form(factories.address(f"expense_{name}"))
@@ -604,8 +625,8 @@ def test_registration_racing_a_decision(local: Client) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_racing_registrations_of_one_token(local: Client) -> None:
-    """E11, X7: the same token for ten expenses at once is stored for one of them."""
+def test_racing_registrations_of_a_token_store_it_once(local: Client) -> None:
+    """E11, X7: ten expenses register the same token at once."""
     names = [f"exp-{number}" for number in range(10)]
     for name in names:
         factories.expense(name)
@@ -616,8 +637,8 @@ def test_racing_registrations_of_one_token(local: Client) -> None:
 
 
 @pytest.mark.parametrize("workflow_id", ["a\0b", "w" * 300], ids=["NUL", "long"])
-def test_token_with_ids_that_cannot_be_stored(local: Client, workflow_id: str) -> None:
-    """E7: a token alone is stored whatever is inside; ids that no expense can have are left out."""
+def test_unstorable_ids_inside_a_token_are_left_out(local: Client, workflow_id: str) -> None:
+    """E7: the token itself is stored."""
     factories.expense()
     token = factories.task_token(workflow_id)
     answer = local.post("/registerCallback?id=exp-1", {"task_token": token.hex()})
@@ -625,9 +646,10 @@ def test_token_with_ids_that_cannot_be_stored(local: Client, workflow_id: str) -
     assert CallbackAddress.objects.get().workflow_id == ""
 
 
-def test_workflow_id_serves_again(local: Client, unchanged: Unchanged) -> None:
-    """E5, X7: a workflow id is reused for another expense once the first is settled, not before;
-    an expense that it did not create cannot name it."""
+def test_a_workflow_id_is_reused_once_its_expense_is_settled(
+    local: Client, unchanged: Unchanged
+) -> None:
+    """E5, X7: not before. An expense that the workflow did not create cannot name it."""
     refused = (200, "ERROR:INVALID_STATE")
     assert create(local, "first", "wf") == (200, "SUCCEED")
     assert register(local, "first", factories.form(factories.address("wf"))) == (200, "SUCCEED")
@@ -661,11 +683,11 @@ LINKS = {
 @pytest.mark.parametrize("site", [None, "none", "same-origin"])
 @pytest.mark.parametrize("mode", ["token", "open"])
 @pytest.mark.parametrize("link", LINKS)
-def test_a_link_asks_and_a_form_does(
+def test_a_link_asks_and_its_form_acts(
     client: Client, settings: Any, unchanged: Unchanged, link: str, mode: str, site: str | None
 ) -> None:
-    """E3, E5, X8: a signed-in browser that follows a link changes nothing, in either mode: it gets
-    a page that asks. The page's form, with its CSRF token, does what was asked for."""
+    """E3, E5, X8: a signed-in browser that follows a link changes nothing, in either mode. It gets
+    a page that asks, and the form of the page acts."""
     settings.EXPENSES_PROTOCOL_ACCESS = mode
     factories.expense()
     factories.expense("approved", State.APPROVED)
@@ -708,8 +730,7 @@ def test_a_link_asks_and_a_form_does(
 def test_no_page_asks_for_what_is_refused(
     client: Client, unchanged: Unchanged, link: str, status: int
 ) -> None:
-    """X10: a link to something that cannot be, or that this person may not do, is a sentence and
-    no form."""
+    """X10: a link to an impossible or a forbidden change shows a sentence and no form."""
     root = factories.user(is_superuser=True)
     factories.expense()
     factories.expense("own", submitter=root)
@@ -733,10 +754,10 @@ def test_no_page_asks_for_what_is_refused(
         ({"type": "create"}, 422),
     ],
 )
-def test_refused_form_of_the_worker_s_part(
+def test_a_refused_form_of_carry_is_a_page_and_changes_nothing(
     local: Client, unchanged: Unchanged, form: dict[str, str], status: int
 ) -> None:
-    """E3, E5: a form that cannot be carried out is a page with a sentence; GET is not served."""
+    """E3, E5: with a sentence; GET is 405."""
     factories.expense()
     with unchanged():
         assert local.post("/carry", form).status_code == status

@@ -36,11 +36,11 @@ WORKFLOWS = ("wf", "expense_a", "free")
 
 
 @dataclass
-class Record:
-    """What there is to know of an expense."""
+class ExpenseModel:
+    """The model of an expense."""
 
     workflow: str | None = None
-    # By its creation, and not named later.
+    # True where the creation named the workflow; a registration does not count.
     owns: bool = False
     submitted: bool = False
     callback: str | None = None
@@ -54,9 +54,9 @@ class Record:
 
 @dataclass
 class Model:
-    """The protocol: each operation answers, and leaves its trace."""
+    """The model of the protocol. Each operation returns its answer and changes the model."""
 
-    expenses: dict[str, Record] = field(default_factory=dict)
+    expenses: dict[str, ExpenseModel] = field(default_factory=dict)
     audit: list[tuple[str, str]] = field(default_factory=list)
     messages: dict[str, tuple[str, str | None]] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ class Model:
             return SUCCEED if key and self.expenses[name].workflow == key else EXISTS
         if self._is_carrying(key):
             return EXISTS
-        self.expenses[name] = Record(workflow=key, owns=key is not None)
+        self.expenses[name] = ExpenseModel(workflow=key, owns=key is not None)
         self.audit.append((name, "created"))
         return SUCCEED
 
@@ -73,13 +73,13 @@ class Model:
         workflow = f"expense_{name}"
         if name in self.expenses or self._is_carrying(workflow):
             return EXISTS
-        self.expenses[name] = Record(workflow=workflow, owns=True, submitted=True)
+        self.expenses[name] = ExpenseModel(workflow=workflow, owns=True, submitted=True)
         self.audit.append((name, "submitted"))
         self.messages[f"expense-start:{name}"] = "start_workflow", None
         return SUCCEED
 
     def register(self, name: str, workflow: str, *, named: str | None) -> str:
-        """The activity of `workflow`, said to be that of the one `named`."""
+        """Register the activity of `workflow` under the name of the workflow `named`."""
         one = self.expenses.get(name)
         if one is None:
             return INVALID_ID
@@ -94,8 +94,9 @@ class Model:
         ):
             self.audit.append((name, "refused"))
             return INVALID_STATE
+        if one.callback is None or one.workflow != named:
+            self.audit.append((name, "registered"))
         one.workflow, one.callback = named, workflow
-        self.audit.append((name, "registered"))
         return SUCCEED
 
     def decide(self, name: str, verb: str) -> str:
@@ -106,7 +107,7 @@ class Model:
             return SUCCEED if one.verdict == verdict else INVALID_STATE
         one.verdict = verdict
         self.audit.append((name, verdict.lower()))
-        # A plain client's workflow that has not begun to wait is told when it registers.
+        # A plain client's workflow gets the decision when it registers.
         if one.callback:
             self.messages[f"expense-decision:{name}"] = "complete_activity", VALUES[verdict]
         elif one.owns:
@@ -128,7 +129,7 @@ class Model:
         return self.expenses[name].state if name in self.expenses else INVALID_ID
 
     def _is_carrying(self, workflow: str | None) -> bool:
-        """Whether an expense that is not settled is this workflow's own."""
+        """Return whether this workflow owns an unsettled expense."""
         return workflow is not None and any(
             one.owns and one.workflow == workflow and one.state in ("CREATED", "APPROVED")
             for one in self.expenses.values()
@@ -140,7 +141,7 @@ workflows = st.sampled_from(WORKFLOWS)
 
 
 class Protocol(RuleBasedStateMachine):
-    """Each rule sends one request to the site and puts it to the model."""
+    """Each rule sends a request to the site and applies it to the model."""
 
     def __init__(self, local: Client, employee: Client, approver: Client) -> None:
         super().__init__()
@@ -158,14 +159,14 @@ class Protocol(RuleBasedStateMachine):
 
     @initialize(absent=st.none() | ids)
     def begin(self, absent: str | None) -> None:
-        """One of each kind, or all but one."""
+        """Return one of each kind, or all but one."""
         for name, how in (("a", "submitted"), ("A", "wf"), ("~:@", None)):
             if name != absent:
                 self.create(name, how)
 
     @rule(name=ids, how=st.sampled_from((None, "submitted", *WORKFLOWS)))
     def create(self, name: str, how: str | None) -> None:
-        """By an employee, or over the protocol, with the key of a workflow or without."""
+        """Create over REST as an employee, or over the protocol with or without a key."""
         if how == "submitted":
             body = {"expense_id": name, "amount": "12.50", "currency": "EUR"}
             status = self.employee.post("/api/v1/expenses/", body, "application/json").status_code
@@ -198,7 +199,7 @@ class Protocol(RuleBasedStateMachine):
         rest=st.booleans(),
     )
     def act(self, name: str, kind: str, rest: bool) -> None:
-        """Decide, by either route where it knows the kind, or pay."""
+        """Decide over REST or the protocol, or pay."""
         expected = self.model.pay(name) if kind == "payment" else self.model.decide(name, kind)
         if kind == "withdraw" or (rest and kind != "payment"):
             program = self.employee if kind == "withdraw" else self.approver
@@ -217,7 +218,7 @@ class Protocol(RuleBasedStateMachine):
 
     @invariant()
     def records(self) -> None:
-        """Every row is as the model has it, and there is no other."""
+        """The database has exactly the rows of the model."""
         expenses = self.model.expenses
         states = Expense.objects.values_list("expense_id", "state", "workflow_id")
         assert sorted(states) == sorted((name, o.state, o.workflow) for name, o in expenses.items())
@@ -235,9 +236,8 @@ class Protocol(RuleBasedStateMachine):
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.timeout(600)
-def test_any_sequence_of_requests(local: Client) -> None:
-    """E1–E7, X1, X2, X5, X7: the answers and the records are the model's, whatever is asked in
-    whatever order."""
+def test_any_sequence_of_requests_follows_the_model(local: Client) -> None:
+    """E1–E7, X1, X2, X5, X7: the answers and the records agree with the model."""
     people = [factories.user(group) for group in (groups.EMPLOYEE, groups.APPROVER)]
     programs = [Client(headers=factories.bearer(person)) for person in people]
     run_state_machine_as_test(

@@ -73,8 +73,10 @@ ROUTES: dict[Route, tuple[Ask, int, tuple[int, ...]]] = {
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("kind", ["approve", "reject"])
 @pytest.mark.parametrize("route", ROUTES)
-def test_who_may_decide(unchanged: Unchanged, route: Route, kind: str, role: str | None) -> None:
-    """X3, X5: approvers alone decide, on every route; each refusal is audited with its route."""
+def test_only_approvers_decide_on_every_route(
+    unchanged: Unchanged, route: Route, kind: str, role: str | None
+) -> None:
+    """X3, X5: each refusal is audited with its route."""
     ask, done, refused = ROUTES[route]
     person = in_role(role)
     expense = factories.expense(callback=factories.address("wf-1"))
@@ -95,10 +97,10 @@ def test_who_may_decide(unchanged: Unchanged, route: Route, kind: str, role: str
 @pytest.mark.parametrize("superuser", [False, True])
 @pytest.mark.parametrize("kind", ["approve", "reject"])
 @pytest.mark.parametrize("route", ROUTES)
-def test_nobody_decides_their_own(
+def test_nobody_decides_their_own_expense(
     unchanged: Unchanged, route: Route, kind: str, superuser: bool
 ) -> None:
-    """X3: self-approval is refused and audited on every route, superusers included."""
+    """X3: it is refused and audited on every route, superusers included."""
     ask, _, refused = ROUTES[route]
     person = factories.user(groups.EMPLOYEE, groups.APPROVER, is_superuser=superuser)
     expense = factories.expense(submitter=person)
@@ -111,11 +113,10 @@ def test_nobody_decides_their_own(
 
 @pytest.mark.parametrize("kind", ["approve", "reject"])
 @pytest.mark.parametrize("route", ROUTES)
-def test_nobody_decides_what_they_created(
+def test_nobody_decides_an_expense_they_created_over_the_protocol(
     unchanged: Unchanged, settings: Any, route: Route, kind: str
 ) -> None:
-    """X3: who created an expense over the protocol does not decide it, superusers included; another
-    may. On a laptop, in open access, one person may try all of it."""
+    """X3: superusers included. Another approver may. In open access one person may do both."""
     ask, done, refused = ROUTES[route]
     person = factories.user(is_superuser=True)
     client = Client(headers=factories.bearer(person))
@@ -130,9 +131,10 @@ def test_nobody_decides_what_they_created(
 
 @pytest.mark.parametrize("superuser", [False, True])
 @pytest.mark.parametrize("route", ROUTES)
-def test_who_carries_decides_nothing(unchanged: Unchanged, route: Route, superuser: bool) -> None:
-    """X3: whoever creates, registers, pays and runs steps for others decides none of it, whatever
-    other group they are in."""
+def test_nobody_who_carries_requests_decides_any(
+    unchanged: Unchanged, route: Route, superuser: bool
+) -> None:
+    """X3: a user who creates, registers, pays and runs steps for others, in any other group too."""
     ask, _, refused = ROUTES[route]
     person = factories.user(groups.WORKER, groups.APPROVER, is_superuser=superuser)
     expense = factories.expense()
@@ -143,9 +145,10 @@ def test_who_carries_decides_nothing(unchanged: Unchanged, route: Route, superus
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("path", ["/create?id=new", "/action?id=paid&type=payment"])
-def test_who_may_carry(client: Client, unchanged: Unchanged, path: str, role: str | None) -> None:
-    """X3, X8, X10: the worker alone creates, registers and pays; refusals are audited. Who neither
-    views all expenses nor carries them does not find another's."""
+def test_only_the_worker_creates_registers_and_pays(
+    client: Client, unchanged: Unchanged, path: str, role: str | None
+) -> None:
+    """X3, X8, X10: refusals are audited. An expense that a person may not see is not found."""
     factories.expense()
     factories.expense("paid", State.APPROVED)
     headers = factories.bearer(in_role(role))
@@ -169,8 +172,10 @@ def test_who_may_carry(client: Client, unchanged: Unchanged, path: str, role: st
 
 @pytest.mark.parametrize("verdict", VERDICT_OF_VERB.values())
 @pytest.mark.parametrize("state", State)
-def test_verdicts(unchanged: Unchanged, state: State, verdict: Verdict) -> None:
-    """E1, E9: only what waits is decided or withdrawn; else AlreadyDecided, and nothing changes."""
+def test_only_a_waiting_expense_is_decided_or_withdrawn(
+    unchanged: Unchanged, state: State, verdict: Verdict
+) -> None:
+    """E1, E9: any other raises AlreadyDecided, and nothing changes."""
     person = factories.user(groups.EMPLOYEE)
     callback = factories.address("expense_exp-1")
     expense = factories.expense(state=state, submitter=person, callback=callback)
@@ -196,8 +201,8 @@ def test_only_the_submitter_withdraws(unchanged: Unchanged) -> None:
             services.decide_expense(expense, verdict=Verdict.WITHDRAWN, **{**WHO, "actor": actor})
 
 
-def test_stale_expense(unchanged: Unchanged) -> None:
-    """E11, design rule 1: what the caller read before does not count; the row does."""
+def test_a_decision_is_judged_by_the_row_and_not_by_the_object(unchanged: Unchanged) -> None:
+    """E11, X1: the caller's object may be stale."""
     stale = factories.expense()
     services.decide_expense(Expense.objects.get(), verdict=Verdict.APPROVED, **WHO)
     assert stale.state == "CREATED"
@@ -211,8 +216,8 @@ def test_stale_expense(unchanged: Unchanged) -> None:
     assert Expense.objects.get().payment == LedgerEntry.objects.get()
 
 
-def test_submission_whose_workflow_is_taken(unchanged: Unchanged) -> None:
-    """X7: no second expense comes to own the workflow of another."""
+def test_a_submission_never_takes_another_expenses_workflow(unchanged: Unchanged) -> None:
+    """X7: ExpenseExists, and nothing is stored."""
     factories.expense("other", workflow_id="expense_exp-1")
     with unchanged(), pytest.raises(services.ExpenseExists):
         services.submit_expense("exp-1", details=factories.DETAILS, **WHO)
@@ -225,10 +230,10 @@ def test_submission_whose_workflow_is_taken(unchanged: Unchanged) -> None:
 @pytest.mark.parametrize(
     "broken", ["approvals.services.record_decision", "outbox.services.enqueue"]
 )
-def test_decision_is_one_transaction(
+def test_a_decision_that_fails_halfway_changes_nothing(
     unchanged: Unchanged, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    """X1, design rule 1: where a part of a decision fails, none of it happened."""
+    """X1: whichever part of it fails."""
     expense = factories.expense(callback=factories.address("wf-1"))
 
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -240,16 +245,16 @@ def test_decision_is_one_transaction(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_decision_refuses_an_outer_transaction(unchanged: Unchanged) -> None:
-    """X1: a decision is durable when its service returns, so no transaction is around it."""
+def test_a_decision_inside_a_transaction_is_refused(unchanged: Unchanged) -> None:
+    """X1: a decision is durable when its service returns."""
     expense = factories.expense()
     with unchanged(), transaction.atomic(), pytest.raises(RuntimeError, match="durable"):
         services.decide_expense(expense, verdict=Verdict.APPROVED, **WHO)
 
 
-def test_decision_before_the_registration() -> None:
-    """X1, W7: the decision on an expense of a workflow goes to the workflow's wait, registered or
-    not, started or not; where there is none, it is told when it asks."""
+def test_a_decision_before_the_registration_goes_to_the_workflows_wait() -> None:
+    """X1, W7: whether the workflow has started or not. A workflow that the expense does not own
+    gets the decision when it registers."""
     factories.expense("carried", State.APPROVED, workflow_id="wf")
     factories.expense("submitted", State.REJECTED, submitter=factories.user(groups.EMPLOYEE))
     factories.expense("plain", State.APPROVED)

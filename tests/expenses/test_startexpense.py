@@ -31,13 +31,13 @@ def refusal(*arguments: str) -> str:
     [*([name] for name in ("", " ", "a" * 101, "a\0", "\ufffd")), ["a" * 98, "--count", "10"]],
     ids=ascii,
 )
-def test_unusable_id(arguments: list[str]) -> None:
-    """E13: an id that breaks design rule 7; of several ids, the longest decides."""
+def test_an_unusable_id_starts_nothing(arguments: list[str]) -> None:
+    """E13: of several ids, the longest decides."""
     assert refusal(*arguments).startswith("The ID is not usable: an id has 1 to 100 characters,")
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "x", "1.5", ""])
-def test_bad_count(count: str) -> None:
+def test_a_count_below_one_starts_nothing(count: str) -> None:
     """E13: a count is a whole number from 1."""
     whole = count.removeprefix("-").isdigit()
     expected = "--count takes a whole number from 1." if whole else "invalid int value"
@@ -45,8 +45,8 @@ def test_bad_count(count: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["exp-2"], ["exp", "--count", "3"]])
-def test_existing_id(unchanged: Unchanged, arguments: list[str]) -> None:
-    """E13: an id that exists already is an error with its remedy; none of several is started."""
+def test_an_existing_id_starts_none_of_several(unchanged: Unchanged, arguments: list[str]) -> None:
+    """E13: the error names the remedy."""
     factories.expense("exp-2")
     with unchanged():
         said = refusal(*arguments)
@@ -54,9 +54,8 @@ def test_existing_id(unchanged: Unchanged, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["exp"], ["exp", "--count", "3"], ["exp", "--wait"]])
-def test_no_temporal(arguments: list[str]) -> None:
-    """E13: Temporal that does not answer is named, with what to do. The workflow makes the record,
-    so there is none."""
+def test_an_unreachable_temporal_is_named_with_the_remedy(arguments: list[str]) -> None:
+    """E13: the workflow creates the record, so nothing is stored."""
     remedy = "Start it with `make up`, or name another in TEMPORAL_ADDRESS."
     assert refusal(*arguments) == f"Temporal at 127.0.0.1:1 does not answer. {remedy}"
     assert not Expense.objects.exists()
@@ -69,7 +68,9 @@ def test_no_temporal(arguments: list[str]) -> None:
         ("TEMPORAL_PROFILE", "nope"),
     ],
 )
-def test_unusable_settings(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
-    """E13: settings that cannot be are an error with its remedy too."""
+def test_unusable_settings_are_named_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    """E13: as an error of the command."""
     monkeypatch.setenv(variable, value)
     assert "TEMPORAL_" in refusal("exp")

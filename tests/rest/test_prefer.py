@@ -27,17 +27,19 @@ def request(header: str | None = None) -> Request:
         *((odd, None) for odd in (None, "wait", "wait=", "wait=x", "wait=-1", "await=5", "\xe9")),
     ],
 )
-def test_seconds(header: str | None, seconds: float | None) -> None:
-    """E12, J1: as long as the client prefers, a minute at most; else as the endpoint has it."""
+def test_the_wait_is_what_the_client_prefers_up_to_a_minute(
+    header: str | None, seconds: float | None
+) -> None:
+    """E12, J1: without a preference it is the default of the endpoint."""
     with prefer.wait(request(header)) as granted:
         assert granted == seconds
     with prefer.wait(request(header), default=10) as granted:
         assert granted == (10 if seconds is None else seconds)
 
 
-def test_half_of_the_threads() -> None:
-    """E12, J1, design, Speed: half of the threads may wait; who comes then may not, who does not
-    want to wait takes no place, and a place is free again after an error too."""
+def test_half_of_the_threads_may_wait() -> None:
+    """E12, J1: the next request may not. A request that does not wait takes no place, and an error
+    frees the place."""
     for _ in range(2):
         with ExitStack() as waiting, pytest.raises(RuntimeError):
             for seconds in (0, 5):

@@ -114,12 +114,10 @@ def _ids(first: str | None, count: int) -> list[str]:
     except DatabaseError as error:
         raise CommandError(f"The database is not ready ({error}). Run `make up` first.") from error
     if there is not None:
-        raise CommandError(_exists(there.expense_id))
+        raise CommandError(
+            f"There is an expense {there.expense_id} already. Choose another ID, or leave it out."
+        )
     return ids
-
-
-def _exists(expense_id: str) -> str:
-    return f"There is an expense {expense_id} already. Choose another ID, or leave it out."
 
 
 async def _each(ids: Iterable[str], work: Callable[[str], Awaitable[None]], label: str) -> None:

@@ -1,10 +1,10 @@
-// Keeps the open list true: asks every 2 s and replaces the rows when they changed (E2).
+// Keeps the open list up to date: fetches it every 2 s and replaces changed rows (E2).
 const live = document.getElementById("live");
 
 async function refresh() {
   if (document.hidden) return;
   try {
-    // The mark says that no person asked: an open page does not keep its session alive.
+    // The header says that no person sent this, so an open page does not keep its session alive.
     const response = await fetch(location.href, { headers: { "X-Background": "1" } });
     if (response.status === 401) {
       live.textContent = "Not up to date: you are signed out. Reload the page to sign in.";
