@@ -8,7 +8,8 @@ from django.db.models import Model, QuerySet
 from django.http import Http404, HttpResponseBase
 from django.urls import URLPattern, re_path
 
-# A UUID or an id of the record's own, in one segment.
+# A UUID or an id of the record's own, in one segment. A record whose id has a slash is reached by
+# its UUID only.
 REF: Final = r"(?P<ref>[^/]+)"
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
