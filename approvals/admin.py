@@ -21,7 +21,7 @@ from django.utils.timesince import timesince
 from unfold.decorators import display
 
 from access.actors import Actor
-from access.admin import ReadOnlyAdmin
+from access.bounded_admin import ReadOnlyAdmin
 from access.text import clean_text
 from approvals import services
 from approvals.models import AuditEntry, Route, Verdict

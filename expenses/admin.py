@@ -12,7 +12,7 @@ from django.utils.formats import localize
 from unfold.decorators import display
 
 from access.actors import Actor
-from access.admin import ReadOnlyAdmin
+from access.bounded_admin import ReadOnlyAdmin
 from approvals import services as approvals
 from approvals.admin import DecidableAdmin, with_delivery
 from approvals.models import Route, Verdict

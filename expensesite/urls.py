@@ -3,7 +3,7 @@ from django.urls import Resolver404, include, path, re_path
 from django.views.defaults import page_not_found
 
 from access import sign_in
-from access.admin import search_pages
+from access.bounded_admin import search_pages
 from expensesite import health, security_txt
 
 urlpatterns = [

@@ -19,7 +19,7 @@ from unfold.decorators import display
 from unfold.widgets import UnfoldAdminIntegerFieldWidget, UnfoldAdminTextInputWidget
 
 from access.actors import Actor
-from access.admin import BoundedAdmin, ReadOnlyAdmin
+from access.bounded_admin import BoundedAdmin, ReadOnlyAdmin
 from access.text import TEXT_LENGTH
 from approvals import services as approvals
 from approvals.admin import DecidableAdmin, TrailRow, with_delivery

@@ -19,7 +19,7 @@ from django.utils.html import format_html
 from django.utils.timesince import timesince
 from unfold.decorators import action, display
 
-from access.admin import OwnFiltersList, ReadOnlyAdmin
+from access.bounded_admin import OwnFiltersList, ReadOnlyAdmin
 from outbox import delivery, health, services, subjects
 from outbox.models import ALARMING, NEEDS_ATTENTION, Message
 from temporal.outcomes import Outcome

@@ -130,10 +130,10 @@ DEFECTS: Final = (
     ),
     Defect(
         "a list takes any lookup",
-        "access/admin.py",
+        "access/bounded_admin.py",
         "        if foreign := found[2]:\n",
         "        if (foreign := found[2]) and not request.GET:\n",
-        "tests/access/test_admin.py",
+        "tests/access/test_bounded_admin.py",
     ),
     Defect(
         "a message handed over before its transaction commits",

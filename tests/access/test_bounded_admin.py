@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from access import groups
-from access.admin import BoundedAdmin, OwnFiltersList
+from access.bounded_admin import BoundedAdmin, OwnFiltersList
 from tests import factories
 
 pytestmark = pytest.mark.django_db
