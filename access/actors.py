@@ -1,4 +1,4 @@
-"""Who acts: a signed-in user, or the anonymous person at a local installation."""
+"""The actor of a request: a signed-in user, or the anonymous person at a local installation."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -10,7 +10,7 @@ from access import groups
 
 @dataclass(frozen=True)
 class Actor:
-    """`user` is None for the anonymous person of a local installation, who may do everything."""
+    """A user, or None for the anonymous person of a local installation, who may do everything."""
 
     user: User | None
     name: str
@@ -26,7 +26,7 @@ class Actor:
     def carries(self) -> bool:
         """Whether the actor does a worker's part: creates, registers, pays and runs steps.
 
-        A superuser, who has every permission, does only as a member of the Worker group.
+        A superuser has every permission, so only membership of the Worker group counts there.
         """
         if self.user is None:
             return False

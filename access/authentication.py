@@ -17,9 +17,10 @@ from access.models import Token
 
 log = logging.getLogger(__name__)
 
-
-# The ORM takes twenty times as long to write this query as the database to answer it, and it runs
-# at every request of a program.
+# A token's last use is stored at most this often.
+USE_NOTED_EVERY: Final = timedelta(hours=1)
+# Every request of a program runs this query. The ORM needs twenty times as long to build it as
+# the database needs to answer it.
 _PERMISSIONS: Final = """
     SELECT content_type.app_label, permission.codename
     FROM auth_permission permission
@@ -35,7 +36,7 @@ _PERMISSIONS: Final = """
 
 
 class Backend(ModelBackend):
-    """Users, groups and permissions as Django has them; one query reads the permissions."""
+    """Django's own backend, but one query reads all permissions of a user."""
 
     def get_all_permissions(self, user_obj: Any, obj: Any = None) -> set[str]:
         if not user_obj.is_active or user_obj.is_superuser or obj is not None:
@@ -48,15 +49,11 @@ class Backend(ModelBackend):
         return permissions
 
 
-# A token's last use is stored at most this often.
-USE_NOTED_EVERY: Final = timedelta(hours=1)
-
-
 class BearerAuthentication(TokenAuthentication):  # type: ignore[misc]
-    """`Authorization: Bearer <token>`; the prefix is set in REST_KNOX.
+    """Authentication by `Authorization: Bearer <token>`; REST_KNOX sets the prefix.
 
-    Looks the hash up in one query; knox's own reads all tokens of the user at each request,
-    deletes expired ones while it reads, and fails on a token that is not UTF-8.
+    One query looks up the hash. Knox's own class reads several tokens, deletes expired ones while
+    it reads, and fails on a token that is not UTF-8.
     """
 
     def authenticate_credentials(self, token: bytes) -> tuple[User, Token]:
@@ -79,12 +76,12 @@ class BearerAuthentication(TokenAuthentication):  # type: ignore[misc]
 def _note_use(token: Token, now: datetime) -> None:
     if token.last_used_at and now - token.last_used_at < USE_NOTED_EVERY:
         return
-    # Of requests at the same moment one writes.
+    # One of several simultaneous requests writes.
     unnoted = Token.objects.filter(pk=token.pk, last_used_at=token.last_used_at)
     try:
         unnoted.update(last_used_at=now)
     except OperationalError as error:
-        # What only reads is answered even where nothing can be written.
+        # A request that only reads is answered even while the database takes no writes.
         log.warning("The last use of a token of %s was not stored: %s", token.user_id, error)
 
 

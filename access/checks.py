@@ -1,4 +1,4 @@
-"""What `manage.py check --deploy` says about access."""
+"""The check of `manage.py check --deploy` for the access mode."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ def protocol_is_not_open(**kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Error(
-            "EXPENSES_PROTOCOL_ACCESS is open: whoever reaches this site from its own machine, "
-            "a proxy there included, acts without signing in.",
+            "EXPENSES_PROTOCOL_ACCESS is open: everybody who reaches this site from its own "
+            "machine, also through a proxy there, acts without signing in.",
             hint="Set EXPENSES_PROTOCOL_ACCESS to token or off.",
             id="access.E001",
         )

@@ -1,4 +1,4 @@
-"""Requests that another site made a browser send: they never change anything (requirements X8)."""
+"""Requests that another site made a browser send never change anything (requirements X8)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
+from django.utils.deprecation import MiddlewareMixin
 from rest_framework import exceptions
 from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
@@ -14,11 +15,11 @@ REFUSAL = "Another site asked for this; nothing is done."
 
 
 def is_cross_site(request: HttpRequest) -> bool:
-    """Whether another site made the browser send this, or the browser only prefetches.
+    """Whether another site made the browser send this request, or the browser only prefetches.
 
-    `Origin` and `Referer` have to name this site, by scheme, host and port, or one of
-    CSRF_TRUSTED_ORIGINS. A request without these headers and without `Sec-Fetch-Site` is a
-    program's, and not cross-site.
+    `Origin` and `Referer` must name this site by scheme, host and port, or one of
+    CSRF_TRUSTED_ORIGINS. A request without these headers and without `Sec-Fetch-Site` comes from
+    a program and is not cross-site.
     """
     header = request.META.get
     purposes = (header("HTTP_SEC_PURPOSE"), header("HTTP_PURPOSE"), header("HTTP_X_PURPOSE"))
@@ -43,7 +44,7 @@ def _is_own(request: HttpRequest, address: str | None) -> bool:
 
 
 class NotCrossSite(BasePermission):
-    """For REST views: refuses what another site asks for, unless it only reads."""
+    """The permission of REST views: another site's request is refused unless it only reads."""
 
     def has_permission(self, request: Request, view: Any) -> bool:
         if request.method not in SAFE_METHODS and is_cross_site(request._request):
@@ -51,17 +52,11 @@ class NotCrossSite(BasePermission):
         return True
 
 
-class Middleware:
-    """The same for the admin, the sign-in and every other view that is not REST's.
+class Middleware(MiddlewareMixin):
+    """The same rule for the admin, the sign-in and every other view that is not a REST view.
 
-    REST and protocol views answer for themselves, in their own format and order of answers.
+    REST and protocol views refuse in their own format and order of answers.
     """
-
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
-        self._get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponse:
-        return self._get_response(request)
 
     def process_view(
         self, request: HttpRequest, view: Callable[..., HttpResponse], *_: object

@@ -17,14 +17,16 @@ def is_worker(user: User) -> bool:
 
 
 def password_fingerprint(user: User) -> str:
-    """What a token of `user` is bound to: a hash of the stored password."""
+    """A hash of the user's stored password, which a token is bound to."""
     return hashlib.sha256(user.password.encode()).hexdigest()
 
 
 class TokenManager(AuthTokenManager):  # type: ignore[misc]
     def create(self, user: User, *, expiry: timedelta | None) -> tuple["Token", str]:
-        """Make a token that lasts for `expiry` (None: until it is revoked); also its text, which
-        is not stored."""
+        """Make a token that lasts for `expiry`; None means until it is revoked.
+
+        Returns the token and its text. The text is not stored.
+        """
         made: tuple[Token, str] = super().create(
             user,
             expiry=expiry,
@@ -37,9 +39,9 @@ class TokenManager(AuthTokenManager):  # type: ignore[misc]
 class Token(AbstractAuthToken):  # type: ignore[misc]
     """A bearer token with the rights of its user.
 
-    A person's token ends with a change of the password: each use compares the fingerprint, so
-    every way of changing a password ends the tokens. A service token goes on: its user was in the
-    group Worker when it was made, and is now. A token that ended therefore stays ended, whatever
+    A person's token ends when the password changes. Each use compares the fingerprint, so this
+    holds for every way of changing a password. A service token stays valid: its user was in the
+    group Worker when the token was made, and is in it now. A token that ended stays ended, whatever
     group its user joins later.
     """
 
@@ -61,8 +63,8 @@ class Token(AbstractAuthToken):  # type: ignore[misc]
         return self.made_for_service and is_worker(self.user)
 
     def refusal(self, now: datetime) -> str:
-        """Why the token is not valid at `now`, in a sentence; empty for a valid token."""
-        # A service token without an expiry gets that of a person's when its user leaves the group.
+        """A sentence that says why the token is not valid at `now`; empty for a valid token."""
+        # A service token has no expiry. If its user leaves the group, it lasts as long as a person's.
         expiry = self.expiry or self.created + knox_settings.TOKEN_TTL
         if expiry < now and (self.expiry or not self.is_service):
             return "The token has expired."

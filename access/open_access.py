@@ -1,4 +1,4 @@
-"""Who may use the root routes, the local installation included: EXPENSES_PROTOCOL_ACCESS
+"""Open access, and the other modes of EXPENSES_PROTOCOL_ACCESS, for the routes at the root
 (requirements X8)."""
 
 import re
@@ -12,7 +12,7 @@ from access import actors, authentication
 
 _LOOPBACK = ("127.0.0.1", "::1")
 _LOCAL_HOSTS = ("localhost", "127.0.0.1")
-# Whatever a proxy adds: Forwarded, Via, X-Forwarded-…, X-Original-Forwarded-For, X-Real-IP, ….
+# The headers that proxies add: Forwarded, Via, X-Forwarded-…, X-Real-IP, CF-Connecting-IP, ….
 _FORWARDED = re.compile(r"HTTP_(VIA|.*FORWARDED.*|.*_IP)")
 
 
@@ -33,9 +33,9 @@ class NotAllowed(Exception):
 
 
 def actor_of(request: HttpRequest, *, permission: str | None, cookies: bool) -> actors.Actor:
-    """Who sends this request to a plain endpoint, as :func:`signed_in_or_local`.
+    """The actor of a request to a plain endpoint; see :func:`signed_in_or_local`.
 
-    Raises NotServed where those are switched off.
+    Raises NotServed if the plain endpoints are switched off.
     """
     if settings.EXPENSES_PROTOCOL_ACCESS == "off":
         raise NotServed
@@ -45,11 +45,11 @@ def actor_of(request: HttpRequest, *, permission: str | None, cookies: bool) -> 
 def signed_in_or_local(
     request: HttpRequest, *, permission: str | None, cookies: bool
 ) -> actors.Actor:
-    """Who sends this request.
+    """The actor of a request.
 
-    `permission` is what the operation needs (None: being signed in is enough); `cookies` says
-    whether a browser session counts. Whoever names a user is judged as that user, in every mode;
-    only an anonymous request of a local installation acts as `local`.
+    The operation needs `permission`; None means that signing in is enough. `cookies` says whether
+    a browser session counts. A request that names a user acts as that user, in every mode. Only an
+    anonymous request to a local installation acts as `local`.
 
     Raises NotSignedIn or NotAllowed.
     """
@@ -70,19 +70,15 @@ def signed_in_or_local(
 
 
 def is_by_session(request: HttpRequest) -> bool:
-    """Whether a signed-in browser sends this, and no program with a token of its own."""
+    """Whether a signed-in browser sends this request, rather than a program with a token."""
     return "HTTP_AUTHORIZATION" not in request.META and request.user.is_authenticated
 
 
 def is_local_installation(request: HttpRequest) -> bool:
-    """Whether this site is in open mode, and the request comes from its own machine."""
-    return settings.EXPENSES_PROTOCOL_ACCESS == "open" and _is_local(request)
-
-
-def _is_local(request: HttpRequest) -> bool:
-    host = request.get_host().rsplit(":", 1)[0]
+    """Whether this site is in open mode and the request comes from its own machine."""
     return (
-        request.META.get("REMOTE_ADDR") in _LOOPBACK
-        and host in _LOCAL_HOSTS
+        settings.EXPENSES_PROTOCOL_ACCESS == "open"
+        and request.META.get("REMOTE_ADDR") in _LOOPBACK
+        and request.get_host().rsplit(":", 1)[0] in _LOCAL_HOSTS
         and not any(_FORWARDED.fullmatch(header) for header in request.META)
     )

@@ -1,16 +1,16 @@
-"""How passwords are hashed: as Django does, by at most two threads of a process at once.
+"""Passwords are hashed as Django does it, by at most two threads of a process at once.
 
-A hash takes a core for a good part of a second, and anybody can ask for one by trying to sign in.
+A hash occupies a core for a good part of a second, and anybody can cause one by trying to sign in.
 """
 
 import threading
-from collections.abc import Callable
 from typing import Final
 
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
+from django.utils.deprecation import MiddlewareMixin
 
 AT_ONCE: Final = 2
 RETRY_SECONDS: Final = 3
@@ -22,7 +22,7 @@ _free = threading.BoundedSemaphore(AT_ONCE)
 
 
 class Busy(Exception):
-    """As many passwords are being hashed in this process as may be."""
+    """This process is already hashing as many passwords as it may."""
 
     def __init__(self) -> None:
         super().__init__("Too many people are signing in right now. Try again in a few seconds.")
@@ -31,8 +31,8 @@ class Busy(Exception):
 class Hasher(PBKDF2PasswordHasher):
     """Django's default hasher; it raises Busy instead of waiting for its turn."""
 
-    # Pinned: with another number, signing in stores the password again, which ends the person's
-    # tokens and other sessions.
+    # Pinned, because a sign-in under another number stores the password again, which ends the
+    # person's tokens and other sessions.
     iterations = 1_000_000
 
     def encode(self, password: str, salt: str, iterations: int | None = None) -> str:
@@ -45,8 +45,7 @@ class Hasher(PBKDF2PasswordHasher):
 
 
 class VariedValidator:
-    """Refuses a password of very few different characters, such as `aaaaaaaaaaaa`, and one that has
-    the username in it."""
+    """The rule against passwords of few different characters and passwords with the username."""
 
     def validate(self, password: str, user: User | None = None) -> None:
         """Raise ValidationError for fewer than five different characters, or for the username."""
@@ -62,17 +61,11 @@ class VariedValidator:
         return f"Your password must have at least {DIFFERENT} different characters."
 
 
-class Middleware:
-    """Answers Busy with 503. Whatever page took the password has changed nothing yet.
+class Middleware(MiddlewareMixin):
+    """Answer Busy with 503. The page that took the password has changed nothing yet.
 
-    The answer is plain text: the page would cost ten times as much.
+    The answer is plain text, because the page would cost ten times as much.
     """
-
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
-        self._get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponse:
-        return self._get_response(request)
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
         if not isinstance(error, Busy):

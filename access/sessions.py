@@ -1,30 +1,26 @@
 """A session ends when its person has done nothing for SESSION_COOKIE_AGE."""
 
-from collections.abc import Callable
 from typing import Final
 
 from django.contrib.auth import SESSION_KEY
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
+from django.utils.deprecation import MiddlewareMixin
 
 # A session is stored again at most this often.
 RENEWAL_SECONDS: Final = 300
 _RENEWED_AT: Final = "renewed_at"
 
 
-class Middleware:
-    """Prolongs the session of a signed-in person who does something.
+class Middleware(MiddlewareMixin):
+    """Extend the session of a signed-in person who does something.
 
-    Comes after Django's SessionMiddleware, which stores the session and sends the cookie again.
+    This comes after Django's SessionMiddleware, which stores the session and renews the cookie.
     """
 
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
-        self._get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponse:
-        response = self._get_response(request)
+    def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
         session = request.session
-        # A request that has not read the session, as that of a program, does not read it here.
+        # A program's request has not read the session, so it is not read here either.
         if session.accessed and SESSION_KEY in session and _is_act(request):
             now = int(timezone.now().timestamp())
             if now - session.get(_RENEWED_AT, 0) >= RENEWAL_SECONDS:
@@ -33,10 +29,10 @@ class Middleware:
 
 
 def _is_act(request: HttpRequest) -> bool:
-    """Whether a person asked for this, and not a script of an open page.
+    """Whether a person made this request, rather than a script of an open page.
 
-    Browsers tell the two apart only over HTTPS and on localhost, so the list page marks the
-    requests by which it keeps itself up to date.
+    Browsers send Sec-Fetch-Mode only over HTTPS and on localhost. So the list page marks its
+    automatic requests with X-Background.
     """
     return (
         request.headers.get("Sec-Fetch-Mode", "navigate") == "navigate"

@@ -1,4 +1,4 @@
-"""Signing in and out: it leads to a page that changes nothing, and it cannot be tried at will."""
+"""Signing in and out. Both lead to a page that changes nothing, and attempts are limited."""
 
 import ipaddress
 import math
@@ -21,7 +21,9 @@ from django.utils.crypto import constant_time_compare, salted_hmac
 from django.utils.encoding import iri_to_uri
 from unfold.forms import AuthenticationForm
 
-# The routes that signing in leads to: none of them changes anything when it is opened.
+from access import proxies
+
+# Signing in may lead to these routes. Opening one changes nothing.
 _PAGES: Final = {
     "list",
     "admin:index",
@@ -35,10 +37,10 @@ _KNOWN_BROWSER_SECONDS: Final = 90 * 24 * 3600
 
 
 def sign_in(request: HttpRequest) -> HttpResponse:
-    """The admin's sign-in; it leads to the page that `next` names, or to the admin's index.
+    """The admin's sign-in. It leads to the page that `next` names, or to the admin's index.
 
-    Otherwise a link to the sign-in with an action of the plain protocol as its `next` would have
-    the person who signs in decide: after the redirect the browser sends that request same-origin.
+    `next` may name pages only. If it could name an action of the plain protocol, a link to the
+    sign-in would make the person decide: the browser follows the redirect as a same-origin request.
     """
     response: HttpResponse = admin.site.login(request)
     if response.status_code == 302 and request.method == "POST":
@@ -47,7 +49,7 @@ def sign_in(request: HttpRequest) -> HttpResponse:
 
 
 def sign_out(request: HttpRequest) -> HttpResponse:
-    """The admin's sign-out; a `next` leads to a page, as that of the sign-in."""
+    """The admin's sign-out. Its `next` follows the rule of the sign-in."""
     return _to_a_page(request, admin.site.logout(request))
 
 
@@ -59,18 +61,19 @@ def _to_a_page(request: HttpRequest, response: HttpResponse) -> HttpResponse:
 
 
 def page_at(target: str) -> str | None:
-    """The address of the page that `target` names, in this site's own spelling; else None.
+    """The address of the page that `target` names, in this site's own spelling; None if it names
+    no page.
 
     `target` must be an absolute path without a host, as the admin makes it. The path is decoded
-    as the server will do it, matched against the routes, and quoted again. So a browser has
-    nothing left to resolve: no dot segment, no backslash, no control character.
+    as the server does it, matched against the routes, and quoted again. The result has no dot
+    segment, backslash or control character that a browser could resolve to another address.
     """
     path, _, query = target.partition("#")[0].partition("?")
     path = unquote(path)
     prefix = get_script_prefix()
     if not path.startswith(prefix) or {".", ".."} & set(path.split("/")):
         return None
-    # A proxy that decodes twice, or knows these as separators, would see other segments.
+    # A proxy that decodes twice, or takes these for separators, would see other segments.
     if any(odd in path for odd in "%\\;"):
         return None
     try:
@@ -91,7 +94,7 @@ def _pages_of_models() -> set[str]:
 
 
 class SignInForm(AuthenticationForm):  # type: ignore[misc]
-    """The admin's form, which also says that one has to wait."""
+    """The admin's sign-in form. It also says when a person has to wait."""
 
     error_messages = {
         **AuthenticationForm.error_messages,
@@ -100,13 +103,15 @@ class SignInForm(AuthenticationForm):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Django's form leaves the length to the browser; a database refuses longer texts.
+        # Django's form leaves the length to the browser, but the database refuses longer names.
         name = self.fields["username"]
         name.validators.append(MaxLengthValidator(name.max_length))
 
     def confirm_login_allowed(self, user: Any) -> None:
-        """Raise ValidationError for an account that is not let into the admin. The password was
-        right, so this tells nobody else anything."""
+        """Raise ValidationError for an account that may not enter the admin.
+
+        The password was right, so the message discloses nothing to strangers.
+        """
         if user.is_active and not user.is_staff:
             raise ValidationError(
                 "This account may not use these pages. Ask an administrator for the staff status."
@@ -124,36 +129,34 @@ class SignInForm(AuthenticationForm):  # type: ignore[misc]
         return error
 
 
-# What django-axes asks this site for: settings.AXES_….
+# django-axes calls the next three functions; settings.AXES_… name them.
 
 
 def locked_out(
     request: HttpRequest, response: HttpResponse, credentials: Mapping[str, str]
 ) -> HttpResponse:
-    """The sign-in page, with the sentence of SignInForm."""
+    """Answer 429 with the sign-in page, on which SignInForm says how long to wait."""
     response.status_code = 429
     response["Retry-After"] = str(round(settings.AXES_COOLOFF_TIME.total_seconds()))
     return response
 
 
 def client_network(request: HttpRequest) -> str:
-    """Where a sign-in comes from: the address, of IPv6 the network of one customer (/64)."""
+    """The address that a sign-in comes from; for IPv6 the network of one customer (/64)."""
     try:
-        address = ipaddress.ip_address(request.META.get("REMOTE_ADDR", ""))
+        address = proxies.ip_address(request.META.get("REMOTE_ADDR", ""))
     except ValueError:
-        return "::"  # a server on a local socket names none: all of its clients count as one
+        return "::"  # a server on a local socket knows no address; its clients count as one
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
-    if address.ipv4_mapped:
-        return str(address.ipv4_mapped)
     return str(ipaddress.ip_network((int(address), 64), strict=False).network_address)
 
 
 def lockout_parameters(request: HttpRequest, credentials: Mapping[str, str] | None) -> list[str]:
-    """What failed sign-ins are counted by: the name, and the network.
+    """The counters of failed sign-ins: by name, and by network.
 
     A browser in which this person has signed in before is not locked out by name. Otherwise a
-    stranger who fails on purpose every few minutes would keep an approver out.
+    stranger could keep an approver out by failing on purpose every few minutes.
     """
     name = (credentials or {}).get("username", "")
     known = request.COOKIES.get(_KNOWN_BROWSER, "")
@@ -163,11 +166,11 @@ def lockout_parameters(request: HttpRequest, credentials: Mapping[str, str] | No
 
 
 def _succeeded(request: HttpRequest, response: HttpResponse) -> None:
-    """Forgive this person's failures here, and know the browser again."""
+    """Forget this person's failures from this network, and mark the browser as known."""
     assert isinstance(request.user, User)  # noqa: S101
     name = request.user.get_username()
-    # Of this name only. The failures with other names count on: with an account of one's own
-    # one could otherwise try the passwords of others without limit.
+    # Failures with other names still count. Otherwise a person could sign in to their own account
+    # between attempts, and try the passwords of others without limit.
     AxesProxyHandler.reset_attempts(username=name, ip_address=client_network(request))
     request.session.clear_expired()
     response.set_cookie(
@@ -182,5 +185,5 @@ def _succeeded(request: HttpRequest, response: HttpResponse) -> None:
 
 
 def _mark(name: str) -> str:
-    """What a browser keeps of a person who has signed in."""
+    """The value of the cookie in a browser where this person has signed in."""
     return salted_hmac("access.sign_in.known_browser", name, algorithm="sha256").hexdigest()

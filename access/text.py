@@ -1,4 +1,4 @@
-"""What ids and texts from outside may contain (design rule 7)."""
+"""The characters and lengths that ids, texts and searches from outside may have."""
 
 import re
 import unicodedata
@@ -18,29 +18,32 @@ ID_RULE: Final = (
     "characters"
 )
 
-# Unicode's Default_Ignorable_Code_Point: characters that are drawn as nothing. They are of several
-# categories; Python's tables do not have the property.
+# Unicode's Default_Ignorable_Code_Point: characters that show nothing. They belong to several
+# categories, and Python's tables do not have the property.
 _IGNORABLE: Final = (
     r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
     r"\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     r"\U000e0000-\U000e0fff"
 )
-# They choose the shape of the character before them: emoji, Persian and Japanese names need them.
+# These choose the shape of the character before them. Emoji, Persian and Japanese need them.
 _SHAPING: Final = r"\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef"
-# Control and format characters, lone surrogates, separators of lines and paragraphs.
+# The categories of control and format characters, lone surrogates, and separators of lines and
+# paragraphs.
 _NOT_IN_IDS: Final = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _INVISIBLE: Final = re.compile(rf"[{_IGNORABLE}]")
 _MARKED: Final = re.compile(rf"[{_IGNORABLE}\u2028\u2029\ufff9-\ufffb](?<![{_SHAPING}])")
 
 
 def is_opaque_id(value: str, max_length: int = ID_LENGTH) -> bool:
-    """Whether `value` may be an id: 1 to `max_length` characters, not blank, no control,
-    bidirectional or zero-width characters, no U+FFFD (what undecodable bytes become). Two ids that
-    look alike would be decided for each other. Ids are never trimmed."""
+    """Whether `value` may be an id (requirements E8).
+
+    An id has 1 to `max_length` characters and is not blank. It has no control, bidirectional or
+    zero-width characters, because a person could decide one of two ids that look alike in place of
+    the other. It has no U+FFFD, which replaces bytes that cannot be decoded. Ids are never trimmed.
+    """
     return (
-        len(value) <= max_length
+        0 < len(value) <= max_length
         and not value.isspace()
-        and value != ""
         and "\ufffd" not in value
         and not any(unicodedata.category(character) in _NOT_IN_IDS for character in value)
         and not _INVISIBLE.search(value)
@@ -54,10 +57,10 @@ def validate_opaque_id(value: str) -> None:
 
 
 def clean_text(value: str, *, field: str) -> str:
-    """`value` without surrounding white space.
+    """Remove the white space around `value`.
 
-    Raises ValidationError, naming `field`, for more than 2,000 characters and for characters
-    that no database stores (NUL, lone surrogates).
+    Raises ValidationError, which names `field`, for more than 2,000 characters and for characters
+    that a database cannot store (NUL, lone surrogates).
     """
     value = value.strip()
     if len(value) > TEXT_LENGTH:
@@ -68,16 +71,17 @@ def clean_text(value: str, *, field: str) -> str:
 
 
 def mark_invisible(text: str) -> str:
-    """`text` with a visible mark, such as ‹U+202E›, for each bidirectional or zero-width character.
+    """Replace each bidirectional or zero-width character by a visible mark such as ‹U+202E›.
 
-    Characters that shape the one before them, as in emoji, stay."""
+    Characters that shape the character before them, as in emoji, stay.
+    """
     return _MARKED.sub(lambda found: f"‹U+{ord(found[0]):04X}›", text)
 
 
 def search_fault(search: str, *, terms: int = 1) -> str:
-    """Why nothing is searched for, as a sentence for the person; "" where the search is made.
+    """A sentence that says why a search is refused; "" for a search that may run.
 
-    Each term is one more comparison with every row (requirements X11).
+    Each term costs one more comparison with every row (requirements X11).
     """
     if len(search) > SEARCH_LENGTH:
         return f"A search has at most {SEARCH_LENGTH} characters; shorten it."
@@ -89,11 +93,12 @@ def search_fault(search: str, *, terms: int = 1) -> str:
 class OpaqueIdField(models.CharField):  # type: ignore[type-arg]
     """An opaque id, compared and ordered by code point on every database.
 
-    SQLite compares bytes of UTF-8, which is the order of code points; PostgreSQL is told to.
+    SQLite compares bytes of UTF-8, which gives the order of code points. PostgreSQL needs the
+    collation "C" for it.
     """
 
     def formfield(self, **kwargs: Any) -> Any:
-        """Never trimmed, in a form either."""
+        """A form does not trim the id either."""
         return super().formfield(**{"strip": False, **kwargs})
 
     def db_parameters(self, connection: BaseDatabaseWrapper) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""REST views that stand both under `/api/v1/` and, for a seed's clients, at the root."""
+"""The base of REST views that serve both `/api/v1/` and the root, where older clients ask."""
 
 from typing import ClassVar
 
@@ -12,16 +12,19 @@ from access.actors import Actor
 
 
 class ActorView(APIView):
-    """A view that knows who asks: `self.actor`, once `initial` has run.
+    """A view that knows its actor: `self.actor`, once `initial` has run.
 
-    Under `/api/v1/` that is whoever signed in, by token or by session with CSRF. With
-    `as_view(at_root=True)` EXPENSES_PROTOCOL_ACCESS governs instead (design, Access): whoever
-    names a user is judged as that user; a session counts for reading only, as no CSRF token is
-    asked for; at a local installation the anonymous may do everything; switched off, there is
-    nothing. What another site asks for changes nothing (requirements X8). Refusals are problem
-    details: 401, 403, 404.
+    Under `/api/v1/` the actor is the user who signed in, by token or by session with CSRF. With
+    `as_view(at_root=True)` EXPENSES_PROTOCOL_ACCESS applies instead (requirements X8):
 
-    Being signed in is all that is asked for here; each view asks `self.actor.may(…)` for more.
+    - A request that names a user acts as that user. A session counts for reading only, because the
+      root asks for no CSRF token.
+    - In mode `open`, an anonymous request to a local installation may do everything.
+    - In mode `off` the answer is 404.
+    - A request of another site changes nothing.
+
+    Refusals are problem details with status 401, 403 or 404. This class only requires a sign-in;
+    each view checks `self.actor.may(…)` for more.
     """
 
     at_root: ClassVar[bool] = False
@@ -42,7 +45,7 @@ class ActorView(APIView):
 
 def _actor_at_root(request: Request) -> Actor:
     reads = request.method in permissions.SAFE_METHODS
-    # Not DRF's request: its user is that of the authenticators.
+    # DRF's request would run the authenticators of /api/v1/ for its user.
     asked = request._request
     if not reads and cross_site.is_cross_site(asked):
         raise exceptions.PermissionDenied(cross_site.REFUSAL)
@@ -53,5 +56,5 @@ def _actor_at_root(request: Request) -> Actor:
             "EXPENSES_PROTOCOL_ACCESS is off here; use the same path under /api/v1/."
         ) from None
     except open_access.NotSignedIn as error:
-        # What is wrong with the header, if there is one.
+        # The cause says what is wrong with an Authorization header.
         raise error.__cause__ or exceptions.NotAuthenticated() from None

@@ -1,4 +1,4 @@
-"""`manage.py createtoken USER`: a bearer token with the rights of a user."""
+"""`manage.py createtoken USER` makes a bearer token with the rights of a user."""
 
 from datetime import timedelta
 from typing import Any
@@ -18,9 +18,10 @@ GRACE = timedelta(hours=1)
 
 class Command(BaseCommand):
     help = (
-        "Print a new API token of a user, once; only its hash is stored. It has its user's rights. "
-        "A token expires after --days and ends when its user's password changes. The tokens of the "
-        f"{groups.WORKER} group do not expire by default, and no password change ends them."
+        "Print a new API token of a user. The token is shown once, because only its hash is "
+        "stored. It has its user's rights. A token expires after --days and ends when its user's "
+        f"password changes. Tokens of the {groups.WORKER} group do not expire by default, and no "
+        "password change ends them."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -52,7 +53,7 @@ class Command(BaseCommand):
         if revoke:
             others.delete()
         elif replace:
-            # Whoever still holds the old one, a worker before its restart, goes on meanwhile.
+            # A worker that has not been restarted yet may use its old token until then.
             grace = timezone.now() + GRACE
             others.filter(Q(expiry=None) | Q(expiry__gt=grace)).update(expiry=grace)
         self.stdout.write(token)
