@@ -1,4 +1,4 @@
-"""What a list of the admin may be asked for in its address."""
+"""The limits of what the address of an admin list may ask for."""
 
 import re
 from typing import Any
@@ -31,15 +31,15 @@ def admin(client: Client) -> Client:
 
 
 def test_every_admin_is_bounded() -> None:
-    """X11: a new list cannot be left out."""
+    """X11: also a list that is added later."""
     for model_admin in site.site._registry.values():
         assert isinstance(model_admin, BoundedAdmin), model_admin
         assert issubclass(model_admin.get_changelist(None), OwnFiltersList), model_admin  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", LISTS.values(), ids=LISTS)
-def test_only_own_filters_narrow_a_list(admin: Client, path: str) -> None:
-    """X11: no lookup of Django's beyond the links of the filters is sent to the database."""
+def test_a_list_accepts_no_parameters_but_those_of_its_filters(admin: Client, path: str) -> None:
+    """X11: no other lookup reaches the database."""
     for query in (
         "pk__regex=(a*)*b",
         "id__gt=0",
@@ -92,8 +92,10 @@ def test_the_links_of_a_list_are_served(admin: Client, path: str) -> None:
         ("_popup=&_popup=x", 200),
     ],
 )
-def test_a_field_to_refer_by(admin: Client, query: str, status: int) -> None:
-    """X11: a record is named by its primary key or its own id, on its list and on its page."""
+def test_a_record_is_named_by_its_primary_key_or_its_own_id(
+    admin: Client, query: str, status: int
+) -> None:
+    """X11: on the list, on the form to add one and on its page; any other field is 400."""
     expense = factories.expense("exp-1")
     assert admin.get(f"{EXPENSES}?{query}").status_code == status
     assert admin.get(f"{EXPENSES}add/?{query}").status_code == status
@@ -102,8 +104,8 @@ def test_a_field_to_refer_by(admin: Client, query: str, status: int) -> None:
 
 
 @pytest.mark.parametrize("path", LISTS.values(), ids=LISTS)
-def test_odd_addresses_are_answered(admin: Client, path: str) -> None:
-    """X11: what a person can type is no failure of the site."""
+def test_odd_addresses_cause_no_server_error(admin: Client, path: str) -> None:
+    """X11: whatever a person types into the address."""
     factories.expense("exp-1")
     for query in (
         "_to_field=user",
@@ -134,8 +136,8 @@ def test_odd_addresses_are_answered(admin: Client, path: str) -> None:
         assert admin.get(f"{path}{key}/change/?_changelist_filters=%00%26%3D").status_code < 500
 
 
-def test_no_filter_is_counted(admin: Client) -> None:
-    """X11: a count of all rows for each choice is neither offered nor made."""
+def test_facets_are_neither_offered_nor_counted(admin: Client) -> None:
+    """X11: they would count all rows once for each choice."""
     factories.expense("exp-1")
     admin.get(EXPENSES)  # stores the session once
     with CaptureQueriesContext(connection) as plain:
@@ -158,9 +160,10 @@ def test_no_filter_is_counted(admin: Client) -> None:
     ],
     ids=lambda text: text[:12],
 )
-def test_a_search_is_bounded(admin: Client, path: str, search: str, said: str) -> None:
-    """X11: each word is one more comparison with every row, so few are compared; the person is
-    told."""
+def test_a_search_beyond_its_limits_is_not_made_and_says_why(
+    admin: Client, path: str, search: str, said: str
+) -> None:
+    """X11: each word costs one more comparison with every row."""
     with CaptureQueriesContext(connection) as queries:
         answer = admin.get(path, {"q": search})
     assert answer.status_code == 200
@@ -180,21 +183,23 @@ def test_a_search_is_bounded(admin: Client, path: str, search: str, said: str) -
     ],
     ids=lambda text: text[:12],
 )
-def test_the_search_of_the_list_page_is_bounded(admin: Client, search: str, shown: str) -> None:
-    """E2, X11: an id is searched for as it is, in one comparison; beyond 200 characters nothing."""
+def test_the_list_page_searches_for_at_most_200_characters(
+    admin: Client, search: str, shown: str
+) -> None:
+    """E2, X11: an id with spaces counts as one word, since it is compared as a whole."""
     factories.expense("exp one two three four five six")
     assert shown in admin.get("/list", {"q": search}).content.decode()
 
 
-def test_the_search_for_pages_has_no_page_beyond_the_last(admin: Client) -> None:
-    """X11: Unfold's own search fails for it."""
+def test_the_search_for_pages_answers_404_beyond_its_last_page(admin: Client) -> None:
+    """X11: Unfold's own search fails there."""
     assert admin.get("/admin/search/?s=exp").status_code == 200
     for page in ("2", "0", "x", "9" * 5000, ""):
         assert admin.get(f"/admin/search/?s=exp&page={page}").status_code == 404
 
 
-def test_autocomplete_is_bounded_too(client: Client) -> None:
-    """X11: it searches by the same rule."""
+def test_autocomplete_finds_nothing_beyond_the_limits_of_a_search(client: Client) -> None:
+    """X11: the rule of the lists holds here too."""
     client.force_login(factories.user(groups.AUDITOR))
     field: dict[str, Any] = {
         "app_label": "expenses",

@@ -35,8 +35,8 @@ def created(*arguments: str) -> str:
         ([], "username"),
     ],
 )
-def test_refusals(arguments: list[str], message: str) -> None:
-    """X8: a user that is not there or not active, or no usable time, makes no token."""
+def test_a_refused_request_makes_no_token(arguments: list[str], message: str) -> None:
+    """X8: an unknown or inactive user, or days out of range."""
     factories.user(username="emma")
     factories.user(username="gone", is_active=False)
     with pytest.raises(CommandError) as error:
@@ -54,8 +54,10 @@ def test_refusals(arguments: list[str], message: str) -> None:
         (groups.WORKER, ["--days", "1"], 1),
     ],
 )
-def test_expiry(client: Client, group: str, arguments: list[str], days: int | None) -> None:
-    """X8: tokens expire after 90 days or --days; the worker's does not by itself."""
+def test_a_token_expires_after_90_days_unless_it_is_the_workers(
+    client: Client, group: str, arguments: list[str], days: int | None
+) -> None:
+    """X8: --days sets another time, for the worker's token too."""
     factories.user(group, username="someone")
     token = created("someone", *arguments)
     row = Token.objects.get()
@@ -69,7 +71,7 @@ def test_expiry(client: Client, group: str, arguments: list[str], days: int | No
 
 
 def test_only_a_hash_is_stored() -> None:
-    """X8: neither the token nor most of it is in the database."""
+    """X8: the database has neither the token nor most of it."""
     factories.user(username="someone")
     token = created("someone")
     assert len(token) >= 43
@@ -82,14 +84,14 @@ def test_only_a_hash_is_stored() -> None:
     ("arguments", "at_once", "in_an_hour"),
     [([], 200, 200), (["--replace"], 200, 401), (["--revoke"], 401, 401)],
 )
-def test_rotation(
+def test_replace_and_revoke_end_only_the_users_other_tokens(
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
     at_once: int,
     in_an_hour: int,
 ) -> None:
-    """X8: --replace ends the user's other tokens in an hour, --revoke at once; nobody else's."""
+    """X8: --replace ends them in an hour, --revoke at once."""
     factories.user(groups.WORKER, username="worker")
     factories.user(username="other")
     other, old, new = created("other"), created("worker"), created("worker", *arguments)

@@ -1,4 +1,4 @@
-"""Who may use the plain endpoints, in each access mode (design, Access)."""
+"""The plain endpoints in each mode of EXPENSES_PROTOCOL_ACCESS."""
 
 from typing import Any
 
@@ -40,8 +40,10 @@ def worker() -> dict[str, str]:
     ],
     ids=lambda header: ascii(header)[:20],
 )
-def test_no_valid_token(client: Client, unchanged: Unchanged, header: str | None) -> None:
-    """X8: without a valid token nothing changes and nothing is read: 401, for people a page."""
+def test_without_a_valid_token_nothing_is_read_or_changed(
+    client: Client, unchanged: Unchanged, header: str | None
+) -> None:
+    """X8: programs get 401, people a page with status 401."""
     factories.expense()
     headers = {} if header is None else {"Authorization": header}
     with unchanged():
@@ -57,8 +59,10 @@ def test_no_valid_token(client: Client, unchanged: Unchanged, header: str | None
 
 
 @pytest.mark.parametrize("fault", ["expired", "revoked", "inactive"])
-def test_token_that_was_valid(client: Client, unchanged: Unchanged, fault: str) -> None:
-    """X8: a token ends with its time, its revocation and its user."""
+def test_a_token_that_has_ended_changes_nothing(
+    client: Client, unchanged: Unchanged, fault: str
+) -> None:
+    """X8: it expired, was revoked, or its user is no longer active."""
     person = factories.user(groups.WORKER, is_active=fault != "inactive")
     token = factories.token(person, days=-1 if fault == "expired" else 1)
     if fault == "revoked":
@@ -68,16 +72,15 @@ def test_token_that_was_valid(client: Client, unchanged: Unchanged, fault: str) 
     assert (response.status_code, response.content) == (401, FORBIDDEN)
 
 
-def test_valid_token(client: Client, worker: dict[str, str]) -> None:
-    """X8: a valid token acts with its user's rights."""
+def test_a_valid_token_creates_an_expense(client: Client, worker: dict[str, str]) -> None:
+    """X8: it acts with its user's rights."""
     response = client.get(CREATE, headers=worker)
     assert (response.status_code, response.content) == (200, b"SUCCEED")
     assert Expense.objects.get().expense_id == "new"
 
 
-def test_sessions(client: Client, unchanged: Unchanged) -> None:
-    """X8: in API mode a browser's session is ignored; on the page it reads, until its user is no
-    longer active."""
+def test_a_session_reads_the_page_only(client: Client, unchanged: Unchanged) -> None:
+    """X8: API mode ignores a session. The page accepts it until its user is deactivated."""
     person = factories.user(is_superuser=True)
     client.force_login(person)
     factories.expense()
@@ -98,8 +101,10 @@ def test_sessions(client: Client, unchanged: Unchanged) -> None:
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:8099", "127.0.0.1", "127.0.0.1:8099"])
 @pytest.mark.parametrize("peer", ["127.0.0.1", "::1"])
-def test_open_needs_no_login(local: Client, host: str, peer: str) -> None:
-    """X8, design Access: at the local installation nobody signs in."""
+def test_open_mode_serves_this_machine_without_a_sign_in(
+    local: Client, host: str, peer: str
+) -> None:
+    """X8: by each of its names and addresses."""
     response = local.get(CREATE, headers={"Host": host}, REMOTE_ADDR=peer)
     assert response.content == b"SUCCEED"
     assert local.get("/list", headers={"Host": host}, REMOTE_ADDR=peer).status_code == 200
@@ -115,11 +120,10 @@ def test_open_needs_no_login(local: Client, host: str, peer: str) -> None:
     ],
     ids=str,
 )
-def test_open_is_for_this_machine(
+def test_open_mode_refuses_anonymous_requests_from_elsewhere(
     local: Client, settings: Any, unchanged: Unchanged, elsewhere: dict[str, Any]
 ) -> None:
-    """X8: a request from another machine, for another name (rebinding), or through a proxy,
-    whatever it says, is treated as in mode token."""
+    """X8: from another machine, for another host name (rebinding), or through a proxy."""
     settings.ALLOWED_HOSTS = ["*"]
     with unchanged():
         response = local.get(CREATE, **elsewhere)
@@ -127,16 +131,18 @@ def test_open_is_for_this_machine(
         assert local.post("/decide", DECISION, **elsewhere).status_code == 401
 
 
-def test_open_not_for_unknown_hosts(local: Client, unchanged: Unchanged) -> None:
-    """X8: a host that the site does not serve is refused as such."""
+def test_open_mode_answers_400_to_a_host_that_the_site_does_not_serve(
+    local: Client, unchanged: Unchanged
+) -> None:
+    """X8: a name that is rebound to this machine gets no access."""
     with unchanged():
         assert local.get(CREATE, HTTP_HOST="evil.example").status_code == 400
 
 
-def test_open_judges_whoever_is_named(
+def test_in_open_mode_a_token_or_session_has_only_its_users_rights(
     local: Client, unchanged: Unchanged, worker: dict[str, str]
 ) -> None:
-    """X3, X8: a token or a session is judged as its user, in every mode; a bad token is refused."""
+    """X3, X8: and a bad token is refused instead of acting as `local`."""
     factories.expense()
     with unchanged(refusals=1):
         assert local.get(f"{APPROVE}&is_api_call=true", headers=worker).status_code == 403
@@ -152,8 +158,10 @@ def test_open_judges_whoever_is_named(
 # Mode off
 
 
-def test_off_serves_nobody(client: Client, settings: Any, unchanged: Unchanged) -> None:
-    """X8: switched off, the plain endpoints and their pages are not there; REST is."""
+def test_off_mode_answers_404_to_everybody(
+    client: Client, settings: Any, unchanged: Unchanged
+) -> None:
+    """X8: at the plain endpoints and their pages; /api/v1/ still answers."""
     settings.EXPENSES_PROTOCOL_ACCESS = "off"
     root = factories.user(is_superuser=True)
     client.force_login(root)
@@ -193,10 +201,10 @@ def test_off_serves_nobody(client: Client, settings: Any, unchanged: Unchanged) 
     ],
 )
 @pytest.mark.parametrize("mode", ["open", "token"])
-def test_other_sites_change_nothing(
+def test_other_sites_and_prefetches_change_nothing(
     local: Client, settings: Any, unchanged: Unchanged, mode: str, header: str, value: str
 ) -> None:
-    """X8: what another site, or a prefetch, asks for is refused, whoever it is; reading stays."""
+    """X8: even with a superuser's session; reading is allowed."""
     settings.EXPENSES_PROTOCOL_ACCESS = mode
     local.defaults[f"HTTP_{header.upper().replace('-', '_')}"] = value
     factories.expense()
@@ -225,8 +233,10 @@ def test_other_sites_change_nothing(
     ],
     ids=str,
 )
-def test_own_pages_and_address_bar(local: Client, settings: Any, headers: dict[str, str]) -> None:
-    """X8: the site's own pages, by its trusted names too, and what a person types, act."""
+def test_the_sites_own_pages_and_the_address_bar_may_create(
+    local: Client, settings: Any, headers: dict[str, str]
+) -> None:
+    """X8: pages under a name in CSRF_TRUSTED_ORIGINS too."""
     settings.CSRF_TRUSTED_ORIGINS = ["https://expenses.example"]
     response = local.get(CREATE, headers=headers)
     assert response.content == b"SUCCEED"
@@ -250,11 +260,10 @@ def test_own_pages_and_address_bar(local: Client, settings: Any, headers: dict[s
         ("/jobs", {}),
     ],
 )
-def test_other_sites_change_nothing_elsewhere(
+def test_other_sites_change_nothing_in_the_admin_the_sign_in_and_rest(
     client: Client, unchanged: Unchanged, path: str, form: dict[str, str], header: str, value: str
 ) -> None:
-    """X8: the admin, the sign-in and REST refuse what another site asks for, as the protocol does,
-    with a session and with a token."""
+    """X8: with a session or with a token."""
     expense = factories.expense()
     person = factories.user(is_superuser=True)
     form = {"_selected_action": str(expense.pk), **form}
@@ -280,8 +289,8 @@ def test_a_form_of_another_site_is_told_so() -> None:
 
 
 @pytest.mark.parametrize(("mode", "found"), [("open", ["access.E001"]), ("token", []), ("off", [])])
-def test_check_deploy(settings: Any, mode: str, found: list[str]) -> None:
-    """X8: `check --deploy` reports the open mode as an error; `check` alone does not."""
+def test_check_deploy_reports_the_open_mode(settings: Any, mode: str, found: list[str]) -> None:
+    """X8: as an error; `check` alone does not."""
     settings.EXPENSES_PROTOCOL_ACCESS = mode
     for deploy, expected in ((True, found), (False, [])):
         messages = checks.run_checks(include_deployment_checks=deploy)

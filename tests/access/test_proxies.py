@@ -45,19 +45,19 @@ def seen(peer: str, **headers: str) -> tuple[str, str, str]:
 
 
 @pytest.mark.parametrize("peer", [PROXY, f"::ffff:{PROXY}", "2001:db8::1"])
-def test_trusted_proxy_is_believed(peer: str) -> None:
-    """X8: redirects, links, the origin check and the throttle all see the client."""
+def test_a_request_through_a_trusted_proxy_shows_the_client(peer: str) -> None:
+    """X8: for redirects, links, the origin check and the throttle."""
     assert seen(peer, **FORWARDED) == ("https", "expenses.example", "192.0.2.7")
 
 
 @pytest.mark.parametrize("peer", ["10.2.0.1", "192.0.2.7", "127.0.0.1", "", "unix:", "2001:db8::2"])
-def test_headers_of_others_count_for_nothing(peer: str) -> None:
+def test_forwarding_headers_of_other_peers_are_ignored(peer: str) -> None:
     """X8: a client that reaches the site itself cannot choose its address, host or scheme."""
     assert seen(peer, **FORWARDED) == ("http", "inside.example", peer)
 
 
 def test_nobody_is_trusted_by_default(settings: Any) -> None:
-    """X8: a default that runs on a laptop, where no proxy is."""
+    """X8: a laptop has no proxy."""
     settings.TRUSTED_PROXIES = []
     assert seen(PROXY, **FORWARDED) == ("http", "inside.example", PROXY)
 
@@ -74,16 +74,16 @@ def test_nobody_is_trusted_by_default(settings: Any) -> None:
         (1, "::ffff:192.0.2.7", "192.0.2.7"),
     ],
 )
-def test_only_what_our_proxies_appended_counts(
+def test_only_values_that_our_proxies_appended_are_read(
     settings: Any, hops: int, values: str, client: str
 ) -> None:
-    """X8: what the client sent stays left of what our proxies appended, and is not read."""
+    """X8: the values of the client are further left, and are not read."""
     settings.PROXY_HOPS = hops
     assert seen(PROXY, **{"X-Forwarded-For": values})[2] == client
 
 
-def test_scheme_and_host_are_read_like_the_address(settings: Any) -> None:
-    """X8: a proxy that appends to them as well hands on no client's word."""
+def test_scheme_and_host_are_read_by_the_same_rule_as_the_address(settings: Any) -> None:
+    """X8: so a client cannot choose them behind a proxy that appends."""
     appended = {
         "X-Forwarded-Proto": "gopher, HTTPS",
         "X-Forwarded-Host": "elsewhere.example, expenses.example",
@@ -104,10 +104,10 @@ def test_scheme_and_host_are_read_like_the_address(settings: Any) -> None:
         ("X-Forwarded-Host", "a b"),
     ],
 )
-def test_a_proxy_that_makes_no_sense_is_answered_400(
+def test_unreadable_headers_of_a_trusted_proxy_are_answered_400(
     client: Client, db: None, unchanged: Unchanged, header: str, value: str
 ) -> None:
-    """X8: a mistake in our own proxy shows at once, instead of as one client for everybody."""
+    """X8: so a mistake in our own proxy shows at once."""
     headers = {**FORWARDED, header: value}
     with unchanged():
         answer = client.get("/admin/login/", headers=headers, REMOTE_ADDR=PROXY)
@@ -115,7 +115,7 @@ def test_a_proxy_that_makes_no_sense_is_answered_400(
 
 
 @pytest.mark.django_db
-def test_absolute_links_are_https(client: Client) -> None:
+def test_absolute_links_of_the_api_are_https(client: Client) -> None:
     """E12: a program that follows `next` and `Location` stays on HTTPS."""
     submitter = factories.user(groups.EMPLOYEE)
     for name in ("exp-1", "exp-2"):
@@ -176,8 +176,8 @@ def test_open_access_refuses_what_a_trusted_proxy_passes_on(
 
 
 @pytest.mark.django_db
-def test_hsts_is_sent_over_https_alone(settings: Any) -> None:
-    """X8: HSTS_SECONDS; over plain HTTP the header would be ignored anyway."""
+def test_hsts_is_sent_over_https_only(settings: Any) -> None:
+    """X8: browsers ignore the header over plain HTTP."""
     settings.SECURE_HSTS_SECONDS = 3600
     client = Client(REMOTE_ADDR=PROXY)
     secure = client.get("/admin/login/", headers=FORWARDED)

@@ -1,4 +1,4 @@
-"""A session ends with its person's idleness or password."""
+"""Sessions end after idle hours, and when the password changes."""
 
 from datetime import timedelta
 from typing import Any
@@ -49,7 +49,7 @@ def is_signed_in(client: Client, **headers: str) -> bool:
 def test_a_session_ends_after_eight_idle_hours(
     ada: User, clock: Any, idle: timedelta, lasts: bool
 ) -> None:
-    """X8: the time counts from the last page that the person opened, not from the sign-in."""
+    """X8: counted from the last page that the person opened."""
     client = signed_in()
     for _ in range(3):
         clock.shift(7 * HOUR)
@@ -62,7 +62,7 @@ def test_a_session_ends_after_eight_idle_hours(
 def test_an_open_page_keeps_no_session_alive(
     ada: User, clock: Any, headers: dict[str, str]
 ) -> None:
-    """X8: the list page asks every 2 s, whether anybody looks at it or not."""
+    """X8: the list page asks every 2 s, even if nobody looks at it."""
     client = signed_in()
     for _ in range(8):
         assert is_signed_in(client, **headers)
@@ -82,7 +82,7 @@ def test_a_session_is_stored_at_most_every_five_minutes(ada: User, clock: Any) -
 
 
 def test_a_program_reads_no_session(ada: User, django_assert_num_queries: Any) -> None:
-    """X11: a request that is judged by its token alone does not look for a session."""
+    """X11: the token alone identifies its user."""
     client = signed_in()
     headers = factories.bearer(ada)
     client.get("/status", {"id": "x"}, headers=headers)
@@ -92,7 +92,7 @@ def test_a_program_reads_no_session(ada: User, django_assert_num_queries: Any) -
 
 @pytest.mark.parametrize("by", ["the person", "an administrator"])
 def test_a_new_password_ends_the_other_sessions(ada: User, by: str) -> None:
-    """X8: whoever knows the old password, or took a session, is out."""
+    """X8: a thief with the old password or a stolen session loses access."""
     here, there = signed_in(), signed_in()
     if by == "the person":
         form = {
@@ -111,8 +111,8 @@ def test_a_new_password_ends_the_other_sessions(ada: User, by: str) -> None:
     assert not is_signed_in(there)
 
 
-def test_a_deactivated_person_is_signed_out(ada: User) -> None:
-    """X8: at once."""
+def test_a_deactivated_person_is_signed_out_at_once(ada: User) -> None:
+    """X8: the next request is refused."""
     client = signed_in()
     User.objects.update(is_active=False)
     assert not is_signed_in(client)
@@ -138,7 +138,7 @@ def test_sessions_that_have_ended_are_deleted(ada: User, clock: Any) -> None:
     ],
 )
 def test_a_weak_password_is_refused_with_the_reason(password: str, said: str) -> None:
-    """X8: for oneself and for others."""
+    """X8: a person's own, another person's, and a new person's."""
     admin = factories.user(username="maximilian-adam", password=PASSWORD, is_superuser=True)
     client = Client()
     client.force_login(admin)

@@ -90,8 +90,8 @@ def test_failures_lock_the_name_and_the_address(
 
 
 def test_the_wait_ends_and_is_not_prolonged(ada: User, clock: Any) -> None:
-    """X11: five minutes after the last counted failure one may try again; those who try meanwhile
-    make it no longer."""
+    """X11: it ends five minutes after the last counted failure; attempts meanwhile do not extend
+    it."""
     fail(LIMIT)
     clock.shift(WAIT - timedelta(seconds=1))
     assert is_refused(attempt(password=PASSWORD))
@@ -102,7 +102,7 @@ def test_the_wait_ends_and_is_not_prolonged(ada: User, clock: Any) -> None:
 def test_a_refused_sign_in_hashes_and_writes_nothing(
     ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """X11: while one waits, trying costs no hash and no row."""
+    """X11: an attempt during the wait costs no hash and no row."""
     fail(LIMIT)
     before = list(AccessAttempt.objects.values())
     monkeypatch.setattr(User, "check_password", lambda *_: pytest.fail("it was hashed"))
@@ -111,8 +111,8 @@ def test_a_refused_sign_in_hashes_and_writes_nothing(
 
 
 def test_a_known_browser_is_not_locked_out_by_others(ada: User) -> None:
-    """X11: a stranger who fails on purpose keeps nobody out of the browser in which that person
-    has signed in before; another person's browser is no such one, nor is a forged mark."""
+    """X11: strangers who fail on purpose do not lock a person out of their usual browser. Another
+    person's browser and a forged cookie do not count as known."""
     known, other = Client(), Client()
     factories.user(username="bob", password=PASSWORD)
     attempt(password=PASSWORD, at="192.0.2.2", by=known)
@@ -133,7 +133,7 @@ def test_a_known_browser_is_not_locked_out_by_others(ada: User) -> None:
 
 
 def test_a_known_browser_is_limited_by_its_address(ada: User) -> None:
-    """X11: who takes such a browser does not try passwords without limit."""
+    """X11: a thief of such a browser cannot try passwords without limit."""
     known = Client()
     attempt(password=PASSWORD, by=known)
     for _ in range(LIMIT):
@@ -149,8 +149,8 @@ def test_a_session_goes_on_while_its_name_is_locked(ada: User) -> None:
     assert client.get("/admin/").status_code == 200
 
 
-def test_signing_in_forgives_ones_own_failures_only(ada: User) -> None:
-    """X11: an account of one's own does not reset the count of what one tries with others'."""
+def test_signing_in_forgets_failures_with_that_name_only(ada: User) -> None:
+    """X11: a person with an account cannot reset the count of attempts on other accounts."""
     factories.user(username="mallory", password=PASSWORD)
     for _ in range(3):
         fail(4)
@@ -174,15 +174,16 @@ def test_signing_in_forgives_ones_own_failures_only(ada: User) -> None:
         ("unix:", "::"),
     ],
 )
-def test_an_address_is_what_one_customer_has(rf: Any, address: str, network: str) -> None:
-    """X11: IPv6 hands out 2^64 addresses at a time. What a client writes into headers is no
-    address."""
+def test_sign_ins_are_counted_by_the_network_of_one_customer(
+    rf: Any, address: str, network: str
+) -> None:
+    """X11: an IPv6 customer has 2^64 addresses. Headers of the client are ignored."""
     request = rf.get("/", REMOTE_ADDR=address, HTTP_X_FORWARDED_FOR="198.51.100.7")
     assert sign_in.client_network(request) == network
 
 
 def test_old_attempts_are_deleted(ada: User, clock: Any) -> None:
-    """X11: the table holds what still counts, and no password; no record of sign-ins grows."""
+    """X11: the table keeps only attempts that still count, and no password."""
     for name in ("a", "b", "c"):
         fail(1, name)
     assert AccessAttempt.objects.count() == 3
@@ -196,7 +197,7 @@ def test_old_attempts_are_deleted(ada: User, clock: Any) -> None:
 def test_the_log_names_the_address_and_no_secret(
     ada: User, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """X8, X11: people type passwords into the field of the name."""
+    """X8, X11: some people type a password into the field of the name."""
     caplog.set_level("INFO")
     fail(LIMIT + 1, "my-secret")
     assert '"192.0.2.1"' in caplog.text
@@ -208,8 +209,8 @@ def test_the_log_names_the_address_and_no_secret(
     ("name", "password"),
     [("x" * 151, "y"), ("x" * 100_000, "y"), ("a\0da", "y"), ("ada", "y\0"), ("", ""), ("ada", "")],
 )
-def test_what_no_user_has_is_a_form_error(name: str, password: str) -> None:
-    """X11: no error, no hash and no row for what is not even a name or a password."""
+def test_an_impossible_name_or_password_is_a_form_error(name: str, password: str) -> None:
+    """X11: it causes no server error, no hash and no row."""
     answer = attempt(name, password)
     assert answer.status_code == 200
     assert "errornote" in answer.content.decode()
@@ -225,8 +226,8 @@ def test_an_odd_password_is_a_wrong_password(ada: User, password: str) -> None:
     assert (answer.status_code, WRONG in answer.content.decode()) == (200, True)
 
 
-def test_a_name_is_not_given_away(ada: User) -> None:
-    """X11: names with and without a user, active or not, are answered alike, up to the limit."""
+def test_the_answer_does_not_show_whether_a_user_exists(ada: User) -> None:
+    """X11: nor whether the user is active, up to the limit of failures."""
     factories.user(username="gone", password=PASSWORD, is_active=False)
 
     def answers(name: str, password: str, at: str) -> list[tuple[int, str]]:
@@ -254,8 +255,8 @@ def hashing(real_hasher: None) -> Any:
         passwords._free.release()
 
 
-def test_two_passwords_are_hashed_at_once(real_hasher: None) -> None:
-    """X11: the third is refused at once, and the next is served when one is done."""
+def test_a_third_password_is_refused_while_two_are_hashed(real_hasher: None) -> None:
+    """X11: at once; another one is accepted when one of the two is done."""
 
     def hashed() -> bool:
         try:
@@ -269,14 +270,14 @@ def test_two_passwords_are_hashed_at_once(real_hasher: None) -> None:
 
 
 def test_an_error_while_hashing_frees_its_place(real_hasher: None) -> None:
-    """X11: nothing keeps a place for good."""
+    """X11: no error reduces the number of places permanently."""
     for _ in range(passwords.AT_ONCE + 1):
         with pytest.raises(ValueError, match="salt"):
             passwords.Hasher().encode("secret", "$")
 
 
-def test_the_hashes_are_djangos(settings: Any) -> None:
-    """X8: stored passwords go on working, and a stored one is not hashed anew at each sign-in."""
+def test_stored_passwords_of_django_remain_valid(settings: Any) -> None:
+    """X8: and a sign-in does not hash a stored password again."""
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher"]
     stored = make_password("secret")
     settings.PASSWORD_HASHERS = ["access.passwords.Hasher"]
@@ -288,7 +289,7 @@ def test_the_hashes_are_djangos(settings: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["ada", "nobody"])
-def test_a_sign_in_beyond_the_bound_is_503(ada: User, hashing: None, name: str) -> None:
+def test_a_sign_in_beyond_the_limit_is_503(ada: User, hashing: None, name: str) -> None:
     """X11: the answer asks to try again; the attempt does not count."""
     User.objects.filter(pk=ada.pk).update(password="pbkdf2_sha256$1000000$salt$aGFzaA==")
     answer = attempt(name, PASSWORD)
@@ -314,8 +315,10 @@ def test_a_sign_in_beyond_the_bound_is_503(ada: User, hashing: None, name: str) 
         ),
     ],
 )
-def test_other_passwords_are_bounded_too(hashing: None, path: str, form: dict[str, str]) -> None:
-    """X11: 503, and neither a user nor a password changes."""
+def test_setting_a_password_beyond_the_limit_changes_nothing(
+    hashing: None, path: str, form: dict[str, str]
+) -> None:
+    """X11: the answer is 503."""
     admin = User.objects.create(
         username="root",
         is_staff=True,

@@ -1,4 +1,4 @@
-"""What ids and texts may contain (design rule 7)."""
+"""The characters and lengths of ids and texts."""
 
 import sys
 import unicodedata
@@ -54,7 +54,7 @@ IDS = {
 
 
 @pytest.mark.parametrize(("value", "opaque"), IDS.items(), ids=map(ascii, IDS))
-def test_opaque_id(value: str, opaque: bool) -> None:
+def test_only_ids_within_the_rules_are_accepted(value: str, opaque: bool) -> None:
     """E8: 1 to 100 characters, not blank, no control, bidirectional or zero-width characters, no
     U+FFFD."""
     assert text.is_opaque_id(value) is opaque
@@ -65,14 +65,14 @@ def test_opaque_id(value: str, opaque: bool) -> None:
             text.validate_opaque_id(value)
 
 
-def test_longer_ids() -> None:
-    """E7: the ids of a workflow may be longer."""
+def test_another_maximum_length_may_be_given() -> None:
+    """E7: ids of workflows may be longer."""
     assert text.is_opaque_id("a" * 255, 255)
     assert not text.is_opaque_id("a" * 256, 255)
 
 
 @pytest.mark.parametrize("value", ["x" * 2001, "a\0", "\ud800", "a\udfff"], ids=ascii)
-def test_unstorable_text(value: str) -> None:
+def test_a_text_that_cannot_be_stored_is_refused(value: str) -> None:
     """E4: the message names the field and what to do."""
     with pytest.raises(ValidationError, match=r"^\['The reason has .*[;] \w+ \w+\.'\]$"):
         text.clean_text(value, field="reason")
@@ -82,13 +82,13 @@ def test_unstorable_text(value: str) -> None:
     ("value", "clean"),
     [("", ""), (" \n\t ", ""), (" a\nb ", "a\nb"), (" " + "x" * 2000 + " ", "x" * 2000)],
 )
-def test_clean_text(value: str, clean: str) -> None:
-    """E4: the white space around a text goes, that inside stays."""
+def test_only_the_white_space_around_a_text_is_removed(value: str, clean: str) -> None:
+    """E4: white space inside the text stays."""
     assert text.clean_text(value, field="reason") == clean
 
 
 def test_every_format_character_is_refused_in_ids() -> None:
-    """E8: whatever Unicode counts as a format character or as a separator of lines."""
+    """E8: as is every separator of lines and paragraphs."""
     refused = [
         chr(point)
         for point in range(sys.maxunicode + 1)
@@ -101,8 +101,8 @@ def test_every_format_character_is_refused_in_ids() -> None:
 @pytest.mark.parametrize(
     "character", "\u202e\u2066\u200b\u200f\u061c\u00ad\ufeff\u2028\u3164\U000e0041"
 )
-def test_what_cannot_be_seen_is_marked(character: str) -> None:
-    """X8: by its code point."""
+def test_an_invisible_character_is_marked(character: str) -> None:
+    """X8: the mark shows its code point."""
     assert text.mark_invisible(f"a{character}b") == f"a‹U+{ord(character):04X}›b"
 
 
@@ -110,6 +110,6 @@ def test_what_cannot_be_seen_is_marked(character: str) -> None:
     "plain",
     ["", "Café: “5 €”…", "می\u200cروم", "👩\u200d💻", "❤\ufe0f", "葛\U000e0100", "\u0600"],
 )
-def test_what_shapes_a_letter_is_not_marked(plain: str) -> None:
+def test_a_character_that_shapes_a_letter_is_not_marked(plain: str) -> None:
     """X8: texts of any language stay as they are."""
     assert text.mark_invisible(plain) == plain

@@ -1,4 +1,4 @@
-"""Bearer tokens: what ends them, what is noted of their use, and who sees and revokes them."""
+"""Bearer tokens: their end, their last use, and the people who see and revoke them."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -47,8 +47,8 @@ def signed_in(person: User) -> Client:
 
 
 def test_a_persons_tokens_end_with_a_new_password(ada: User, worker: User) -> None:
-    """X8: however the password was changed; a token made afterwards is valid. The answer says why
-    the old one is not."""
+    """X8: for every way of changing it. The answer to the old token says why. A token made
+    afterwards is valid."""
     old, other, service = (
         factories.bearer(user) for user in (ada, factories.user(password="x"), worker)
     )
@@ -67,9 +67,10 @@ def test_a_persons_tokens_end_with_a_new_password(ada: User, worker: User) -> No
     assert not is_valid(newer)
 
 
-def test_a_token_is_a_services_while_its_user_is_a_worker(worker: User) -> None:
-    """X8: a token that was made for a service ends with the password like any other, once its user
-    is a person's account."""
+def test_a_workers_token_survives_a_password_change_until_its_user_leaves_the_group(
+    worker: User,
+) -> None:
+    """X8: afterwards it ends with the password, like any person's token."""
     made = factories.bearer(worker)
     worker.groups.set([Group.objects.get(name=groups.APPROVER)])
     assert is_valid(made)
@@ -114,14 +115,14 @@ def test_signing_in_ends_no_token(ada: User, settings: Any) -> None:
 
 
 def test_the_tokens_of_a_deactivated_user_are_refused(ada: User, worker: User) -> None:
-    """X8: a service's too."""
+    """X8: a service token too."""
     both = [factories.bearer(ada), factories.bearer(worker)]
     User.objects.update(is_active=False)
     assert [is_valid(headers) for headers in both] == [False, False]
 
 
 def test_the_last_use_is_stored_once_an_hour(ada: User, django_assert_num_queries: Any) -> None:
-    """X8, X11: the first request in an hour writes; the others look up the token in one query."""
+    """X8, X11: the other requests look up the token in one query."""
     headers = factories.bearer(ada)
     assert Token.objects.get().last_used_at is None
     noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -135,7 +136,7 @@ def test_the_last_use_is_stored_once_an_hour(ada: User, django_assert_num_querie
 
 
 def test_guessing_tokens_writes_nothing(ada: User, django_assert_num_queries: Any) -> None:
-    """X11: one look-up for each guess."""
+    """X11: each guess costs one look-up."""
     factories.bearer(ada)
     for guess in ("x", "0" * 64, "0" * 6000):
         with django_assert_num_queries(1):
@@ -143,10 +144,10 @@ def test_guessing_tokens_writes_nothing(ada: User, django_assert_num_queries: An
         assert answer.status_code == 401
 
 
-def test_a_use_that_cannot_be_stored_is_served(
+def test_a_request_is_served_although_its_use_cannot_be_stored(
     ada: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """X11: reading goes on where nothing can be written, and the log says so."""
+    """X11: reading works while the database takes no writes, and the log says so."""
     headers = factories.bearer(ada)
 
     def full(*args: Any, **kwargs: Any) -> int:
@@ -161,8 +162,8 @@ def test_a_use_that_cannot_be_stored_is_served(
 # The admin.
 
 
-def test_the_list_shows_what_a_token_is_and_no_part_of_it(ada: User, worker: User) -> None:
-    """X8: whose, which kind, its times, and why one is no longer valid."""
+def test_the_list_describes_each_token_and_shows_no_part_of_it(ada: User, worker: User) -> None:
+    """X8: it shows the user, the kind, the times, and why a token is no longer valid."""
     texts = [factories.token(worker), factories.token(ada), factories.token(ada)]
     Token.objects.filter(user=worker).update(
         expiry=None, last_used_at=datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
@@ -184,8 +185,8 @@ def test_the_list_shows_what_a_token_is_and_no_part_of_it(ada: User, worker: Use
 
 
 @pytest.mark.parametrize("group", groups.NAMES)
-def test_everybody_sees_and_revokes_their_own(group: str, ada: User) -> None:
-    """X8, X10: of others' tokens there is nothing, by the address of one neither."""
+def test_members_of_the_staff_see_and_revoke_only_their_own_tokens(group: str, ada: User) -> None:
+    """X8, X10: not even the address of another person's token works."""
     me = factories.user(group)
     others = factories.token(ada)
     mine = [factories.token(me), factories.token(me)]
@@ -204,8 +205,8 @@ def test_everybody_sees_and_revokes_their_own(group: str, ada: User) -> None:
 
 
 @pytest.mark.parametrize("may", ["superuser", "permission"])
-def test_who_may_revokes_any(may: str, ada: User, worker: User) -> None:
-    """X8: after a question; the history keeps who did it, and the token is refused at once."""
+def test_a_person_with_the_permission_revokes_any_token(may: str, ada: User, worker: User) -> None:
+    """X8: the admin asks first and keeps who did it; the token is refused at once."""
     me = factories.user(is_superuser=may == "superuser")
     if may == "permission":
         me.user_permissions.add(Permission.objects.get(codename="revoke_any_token"))
@@ -231,7 +232,7 @@ def revoke(client: Client, *texts: str) -> None:
 
 
 def test_nobody_adds_or_changes_a_token_in_the_admin(ada: User) -> None:
-    """X8: a token is made by a command, which shows it once."""
+    """X8: only the command makes tokens."""
     text = factories.token(ada)
     before = list(Token.objects.values())
     client = signed_in(factories.user(is_superuser=True))
@@ -242,7 +243,7 @@ def test_nobody_adds_or_changes_a_token_in_the_admin(ada: User) -> None:
 
 
 def test_a_user_with_tokens_can_be_deleted(ada: User) -> None:
-    """X10: the admin offers it to a superuser."""
+    """X10: the admin offers that to a superuser."""
     factories.token(ada)
     client = signed_in(factories.user(is_superuser=True))
     answer = client.post(f"/admin/auth/user/{ada.pk}/delete/", {"post": "yes"})
@@ -254,9 +255,9 @@ def test_a_user_with_tokens_can_be_deleted(ada: User) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_tokens_made_before_go_on_working(ada: User, worker: User) -> None:
-    """X8: those of knox's table are taken over, people's bound to their password of today; the
-    users can be deleted afterwards."""
+def test_tokens_of_earlier_installations_remain_valid(ada: User, worker: User) -> None:
+    """X8: the migration copies them from knox's table and binds a person's token to the current
+    password. Their users can be deleted afterwards."""
     made_at = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
     with connection.cursor() as cursor:
         cursor.execute(

@@ -1,4 +1,4 @@
-"""Who acts through a REST view at the root and under `/api/v1/`, in each access mode."""
+"""The actor of a REST view at the root and under `/api/v1/`, in each access mode."""
 
 from typing import Any
 
@@ -50,8 +50,10 @@ def elsewhere() -> dict[str, Any]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("place", [ROOT, V1])
 @pytest.mark.parametrize("header", [None, "Bearer nonsense", "Bearer \xe9", "Basic eA=="])
-def test_not_signed_in(client: Client, place: str, method: str, header: str | None) -> None:
-    """X8: without a valid token nobody reads or changes anything; the answer names the scheme."""
+def test_without_a_valid_token_the_view_does_not_run(
+    client: Client, place: str, method: str, header: str | None
+) -> None:
+    """X8: the answer is 401 and names the scheme."""
     headers = {"Authorization": header} if header else {}
     detail = refused(client.generic(method, place, headers=headers), 401)
     if header == "Bearer nonsense":
@@ -60,17 +62,16 @@ def test_not_signed_in(client: Client, place: str, method: str, header: str | No
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("place", [ROOT, V1])
-def test_bearer(client: Client, place: str, method: str) -> None:
-    """X8: a token acts as its user, with that user's rights."""
+def test_a_token_acts_with_its_users_rights(client: Client, place: str, method: str) -> None:
+    """X8: at the root and under /api/v1/."""
     for group, may in ((groups.APPROVER, True), (groups.EMPLOYEE, False)):
         person = factories.user(group)
         response = client.generic(method, place, headers=factories.bearer(person))
         assert response.json() == [person.username, False, may]
 
 
-def test_session(client: Client) -> None:
-    """X8: a browser's session reads at the root and changes nothing there: no CSRF token guards
-    it. Under /api/v1/ one does."""
+def test_a_session_only_reads_at_the_root(client: Client) -> None:
+    """X8: no CSRF token guards a session at the root. Under /api/v1/ one does."""
     person = factories.user(groups.APPROVER)
     browser = Client(enforce_csrf_checks=True)
     browser.force_login(person)
@@ -85,17 +86,20 @@ def test_session(client: Client) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_open(local: Client, elsewhere: dict[str, Any], method: str) -> None:
-    """X8, design Access: at the local installation, and from its own machine alone, nobody signs
-    in at the root; under /api/v1/ everybody does."""
+def test_open_mode_serves_this_machine_at_the_root_only(
+    local: Client, elsewhere: dict[str, Any], method: str
+) -> None:
+    """X8: no other machine, and nothing under /api/v1/, without a sign-in."""
     assert local.generic(method, ROOT).json() == ["local", True, True]
     refused(local.generic(method, V1), 401)
     refused(local.generic(method, ROOT, **elsewhere), 401)
     refused(local.generic(method, ROOT, headers={"X-Forwarded-For": "127.0.0.1"}), 401)
 
 
-def test_open_judges_whoever_is_named(local: Client, elsewhere: dict[str, Any]) -> None:
-    """X3, X8: a token counts in mode open too, from anywhere; a bad one is refused."""
+def test_in_open_mode_a_token_has_only_its_users_rights(
+    local: Client, elsewhere: dict[str, Any]
+) -> None:
+    """X3, X8: from any machine; a bad token is refused."""
     person = factories.user(groups.EMPLOYEE)
     for where in ({}, elsewhere):
         response = local.post(ROOT, headers=factories.bearer(person), **where)
@@ -104,14 +108,16 @@ def test_open_judges_whoever_is_named(local: Client, elsewhere: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_open_not_for_unknown_hosts(local: Client, method: str) -> None:
-    """X8: a host that the site does not serve (rebinding) is refused as such."""
+def test_open_mode_answers_400_to_a_host_that_the_site_does_not_serve(
+    local: Client, method: str
+) -> None:
+    """X8: a name that is rebound to this machine gets no access."""
     refused(local.generic(method, ROOT, HTTP_HOST="evil.example"), 400)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_off(client: Client, settings: Any, method: str) -> None:
-    """X8: switched off, the root has nothing for anybody; /api/v1/ stays."""
+def test_off_mode_answers_404_at_the_root_only(client: Client, settings: Any, method: str) -> None:
+    """X8: /api/v1/ still answers."""
     settings.EXPENSES_PROTOCOL_ACCESS = "off"
     headers = factories.bearer(factories.user(is_superuser=True))
     assert "/api/v1/" in refused(client.generic(method, ROOT, headers=headers), 404)
@@ -128,11 +134,10 @@ def test_off(client: Client, settings: Any, method: str) -> None:
         ("Sec-Purpose", "prefetch"),
     ],
 )
-def test_other_sites_change_nothing(
+def test_other_sites_and_prefetches_change_nothing_at_the_root(
     local: Client, settings: Any, mode: str, header: str, value: str
 ) -> None:
-    """X8: what another site, or a prefetch, asks for at the root is refused, whoever it is;
-    reading stays."""
+    """X8: even with a superuser's token; reading is allowed."""
     settings.EXPENSES_PROTOCOL_ACCESS = mode
     headers = {header: value}
     signed_in = headers | factories.bearer(factories.user(is_superuser=True))
