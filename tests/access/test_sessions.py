@@ -4,32 +4,19 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-import time_machine
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.test import Client
 
-from access import groups
 from tests import factories
+from tests.access.conftest import PASSWORD
 
 pytestmark = pytest.mark.django_db
 
-PASSWORD = "pass-of-ada"
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
 POLL = {"X-Background": "1"}
 FETCH = {"Sec-Fetch-Mode": "cors"}
-
-
-@pytest.fixture
-def ada() -> User:
-    return factories.user(groups.APPROVER, username="ada", password=PASSWORD)
-
-
-@pytest.fixture
-def clock() -> Any:
-    with time_machine.travel("2026-03-01T12:00:00Z", tick=False) as traveller:
-        yield traveller
 
 
 def signed_in() -> Client:

@@ -4,36 +4,24 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-import time_machine
 from axes.models import AccessAttempt, AccessLog
 from django.contrib.auth.hashers import check_password, make_password
 from django.contrib.auth.models import User
 from django.http import HttpResponse
 from django.test import Client
 
-from access import groups, passwords, sign_in
+from access import passwords, sign_in
 from tests import factories
+from tests.access.conftest import PASSWORD
 from tests.conftest import at_once
 
 pytestmark = pytest.mark.django_db
 
 LIMIT = 10
 WAIT = timedelta(minutes=5)
-PASSWORD = "pass-of-ada"
 WRONG = "The user name or the password is wrong."
 TOO_MANY = "Too many sign-ins have failed. Wait 5 minutes and try again."
 BUSY = "Too many people are signing in right now. Try again in a few seconds."
-
-
-@pytest.fixture
-def ada() -> User:
-    return factories.user(groups.APPROVER, username="ada", password=PASSWORD)
-
-
-@pytest.fixture
-def clock() -> Any:
-    with time_machine.travel("2026-03-01T12:00:00Z", tick=False) as traveller:
-        yield traveller
 
 
 @pytest.fixture

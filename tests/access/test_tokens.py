@@ -17,16 +17,11 @@ from access import groups
 from access.models import Token
 from local.management.commands import up
 from tests import factories
+from tests.access.conftest import PASSWORD
 
 pytestmark = pytest.mark.django_db
 
-PASSWORD = "pass-of-ada"
 TOKENS = "/admin/access/token/"
-
-
-@pytest.fixture
-def ada() -> User:
-    return factories.user(groups.APPROVER, username="ada", password=PASSWORD)
 
 
 @pytest.fixture
