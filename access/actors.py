@@ -31,7 +31,7 @@ class Actor:
         if self.user is None:
             return False
         if self.user.is_superuser:
-            return self.user.groups.filter(name=groups.WORKER).exists()
+            return groups.is_worker(self.user)
         return any(map(self.user.has_perm, groups.CARRY))
 
 

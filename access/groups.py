@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from django.apps import apps
-from django.contrib.auth.models import Group, Permission
+from django.contrib.auth.models import Group, Permission, User
 from django.db.models.signals import post_migrate
 
 EMPLOYEE: Final = "Employee"
@@ -39,6 +39,10 @@ GRANTS: Final = {
 }
 # A user with one of these carries requests for others, and so decides none (requirements X3).
 CARRY: Final = ("expenses.carry_expense", "orders.carry_order")
+
+
+def is_worker(user: User) -> bool:
+    return user.groups.filter(name=WORKER).exists()
 
 
 def grant_after_migrate() -> None:

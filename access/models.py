@@ -11,11 +11,6 @@ from knox.settings import knox_settings
 from access import groups
 
 
-def is_worker(user: User) -> bool:
-    """Whether `user` is in the group Worker now."""
-    return bool(user.groups.filter(name=groups.WORKER).exists())
-
-
 def password_fingerprint(user: User) -> str:
     """A hash of the user's stored password, which a token is bound to."""
     return hashlib.sha256(user.password.encode()).hexdigest()
@@ -31,7 +26,7 @@ class TokenManager(AuthTokenManager):  # type: ignore[misc]
             user,
             expiry=expiry,
             password_fingerprint=password_fingerprint(user),
-            made_for_service=is_worker(user),
+            made_for_service=groups.is_worker(user),
         )
         return made
 
@@ -60,7 +55,7 @@ class Token(AbstractAuthToken):  # type: ignore[misc]
 
     @property
     def is_service(self) -> bool:
-        return self.made_for_service and is_worker(self.user)
+        return self.made_for_service and groups.is_worker(self.user)
 
     def refusal(self, now: datetime) -> str:
         """A sentence that says why the token is not valid at `now`; empty for a valid token."""

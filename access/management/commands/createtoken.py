@@ -10,7 +10,7 @@ from django.utils import timezone
 from knox.settings import knox_settings
 
 from access import groups
-from access.models import Token, is_worker
+from access.models import Token
 
 LONGEST_DAYS = 3650
 GRACE = timedelta(hours=1)
@@ -47,7 +47,7 @@ class Command(BaseCommand):
         if days is not None and not 1 <= days <= LONGEST_DAYS:
             raise CommandError(f"--days takes a whole number from 1 to {LONGEST_DAYS}.")
         expiry = timedelta(days=days) if days else knox_settings.TOKEN_TTL
-        permanent = days is None and is_worker(user)
+        permanent = days is None and groups.is_worker(user)
         instance, token = Token.objects.create(user, expiry=None if permanent else expiry)
         others = Token.objects.filter(user=user).exclude(pk=instance.pk)
         if revoke:
