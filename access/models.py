@@ -59,7 +59,7 @@ class Token(AbstractAuthToken):  # type: ignore[misc]
 
     def refusal(self, now: datetime) -> str:
         """A sentence that says why the token is not valid at `now`; empty for a valid token."""
-        # A service token has no expiry. If its user leaves the group, it lasts as long as a person's.
+        # A service token without an expiry gets a person's expiry when its user leaves the group.
         expiry = self.expiry or self.created + knox_settings.TOKEN_TTL
         if expiry < now and (self.expiry or not self.is_service):
             return "The token has expired."
