@@ -9,7 +9,6 @@ from pathlib import Path
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "expensesite.settings")
     try:
-        from cryptography.fernet import Fernet
         from django.conf import settings
         from django.core.exceptions import ImproperlyConfigured
         from django.core.management import execute_from_command_line
@@ -20,18 +19,17 @@ def main() -> None:
         if not python.exists() or Path(sys.executable) == python:
             sys.exit("Django is not installed. Run `make setup` first.")
         os.execv(python, [str(python), *sys.argv])
-    if sys.argv[1:2] == ["up"]:
+    command, *arguments = sys.argv[1:] or [""]
+    if command == "runworker":
+        # Without Django's settings, which do not load without the site's secrets.
+        from worker import __main__ as worker
+
+        worker.main(arguments)
+    if command == "up":
         # The first start makes the secrets without which Django's settings do not load.
         from local import installation
 
-        installation.prepare(sys.argv[2:])
-    if sys.argv[1:2] == ["runworker"]:
-        # The worker uses Django as a command line alone: it has none of the site's secrets. What is
-        # set here, Django's settings do not take from settings.env.
-        os.environ["SECRET_KEY"] = os.environ["EXPENSES_FERNET_KEYS"] = (
-            Fernet.generate_key().decode()
-        )
-        os.environ["DATABASE_URL"] = "sqlite://:memory:"
+        installation.prepare(arguments)
     try:
         execute_from_command_line(sys.argv)
     except (EnvError, ImproperlyConfigured) as error:

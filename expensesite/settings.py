@@ -18,7 +18,7 @@ from cryptography.fernet import Fernet
 from csp.constants import NONE, SELF, UNSAFE_EVAL, UNSAFE_INLINE
 from django.core.exceptions import ImproperlyConfigured
 
-from worker.contracts import LONGEST_APPROVAL_SECONDS
+from worker.contracts import LONGEST_APPROVAL_SECONDS, SITE_URL
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -82,7 +82,7 @@ if not (SECURITY_CONTACT.startswith(("mailto:", "https://")) and SECURITY_CONTAC
 # Threads of a web process; at most half of them may hold a request that waits.
 WEB_THREADS = env.int("WEB_THREADS", 8)
 # Where the worker and the commands find this site.
-EXPENSES_SITE_URL = env.str("EXPENSES_SITE_URL", "http://127.0.0.1:8099").rstrip("/")
+EXPENSES_SITE_URL = env.str("EXPENSES_SITE_URL", SITE_URL).rstrip("/")
 # Where people see a run: an expense's page links there. Empty: no link.
 TEMPORAL_UI_URL = env.str("TEMPORAL_UI_URL", "").rstrip("/")
 # Above this total a human decides on an order, within so many seconds (requirements O1).

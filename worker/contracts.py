@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
+# Where the site listens by default (requirements E13).
+SITE_HOST: Final = "127.0.0.1"
+SITE_PORT: Final = 8099
+SITE_URL: Final = f"http://{SITE_HOST}:{SITE_PORT}"
+
 EXPENSE_QUEUE: Final = "expense"
 EXPENSE_WORKFLOW: Final = "SampleExpenseWorkflow"
 

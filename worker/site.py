@@ -4,6 +4,7 @@ import asyncio
 import logging
 import ssl
 import time
+import uuid
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Self
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 TOTAL_SECONDS: Final = 8.0
 CONNECT_SECONDS: Final = 2.0
 READ_SECONDS: Final = 5.0
+_GIVE_ACCESS: Final = "Set EXPENSES_SITE_TOKEN to the token of a user in the group Worker."
 
 
 class Site:
@@ -104,6 +106,41 @@ class Site:
         logger.info("%s %s %d in %d ms", method, path, response.status_code, _ms(began))
         response.raise_for_status()
         return response.text
+
+    async def find_fault(self) -> str | None:
+        """Say what keeps the worker from using the site, and the remedy; None if nothing does."""
+        unknown = f"runworker-{uuid.uuid4()}"
+        try:
+            answer = await self.request(
+                "GET", "/status", workflow_id=unknown, params={"id": unknown}
+            )
+        except httpx.HTTPStatusError as error:
+            status = error.response.status_code
+            if status in (401, 403):
+                return f"it refuses the token ({status}). {_GIVE_ACCESS}"
+            if status == 404:
+                return (
+                    "it has no expense protocol (404). Set EXPENSES_PROTOCOL_ACCESS on the site to "
+                    "token, or correct EXPENSES_SITE_URL."
+                )
+            return f"it answers {status}. See the site's log, or correct EXPENSES_SITE_URL."
+        except httpx.TransportError as error:
+            return (
+                f"it cannot be reached ({type(error).__name__}). Start it (`make up`), or correct "
+                "EXPENSES_SITE_URL."
+            )
+        if answer != "ERROR:INVALID_ID":
+            return "the answer there is not the expense site's. Correct EXPENSES_SITE_URL."
+        try:
+            # A payment of nothing: the site checks access before the missing id (422).
+            payment = {"type": "payment", "is_api_call": "true"}
+            await self.request("GET", "/action", workflow_id=unknown, params=payment)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code in (401, 403):
+                return f"it refuses payments by this token. {_GIVE_ACCESS}"
+        except httpx.TransportError as error:
+            return f"it stopped answering ({type(error).__name__})."
+        return None
 
 
 def _ms(began: float) -> int:

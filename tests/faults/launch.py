@@ -12,10 +12,13 @@ import django
 from django.core.management import execute_from_command_line
 
 from tests.faults import points
+from worker import __main__ as worker
 
 django.setup()
 faults = points.Faults(Path(os.environ["FAULTS_DIR"]))
 
 process = {"web": "web", "relay": "relay", "runworker": "worker"}[sys.argv[1]]
 points.install(process, faults)
+if process == "worker":
+    worker.main(sys.argv[2:])
 execute_from_command_line(["manage.py", *sys.argv[1:]])

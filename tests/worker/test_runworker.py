@@ -1,4 +1,4 @@
-"""`manage.py runworker` as a process of its own."""
+"""`manage.py runworker` and `python -m worker`, as processes of their own."""
 
 import asyncio
 import os
@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
@@ -14,34 +16,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core.management import CommandError, call_command
+from temporalio import workflow
 from temporalio.api.enums.v1 import TimeoutType
 from temporalio.client import Client, WorkflowHandle
 
 from tests.servers import TemporalServer, free_port
 from tests.worker import sites
 from tests.worker.sites import eventually
+from worker import __main__ as worker_command
 from worker import contracts
 
-MANAGE = str(Path(__file__).parents[2] / "manage.py")
+ROOT = Path(__file__).resolve().parents[2]
+MANAGE = str(ROOT / "manage.py")
 TOKEN = "secret-token"
 READY = f"Worker ready: queues {', '.join(contracts.QUEUES)}; "
 
 
 class Process:
-    """The command with settings of its own; what it says goes to a file."""
+    """The command with an environment of its own: Django's settings and the site's secrets are
+    missing there. The output goes to a file."""
 
     def __init__(self, log: Path, *arguments: str, **settings: str) -> None:
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("TEMPORAL_", "EXPENSES_SITE_", "MAX_CONCURRENT_", "LOG_LEVEL"))
-        }
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         self._log = log
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 [sys.executable, MANAGE, "runworker", *arguments],
-                env=inherited | {"DJANGO_SETTINGS_MODULE": "tests.settings"} | settings,
+                env=inherited
+                | {"EXPENSES_DATA_DIR": str(log.parent), "DJANGO_SETTINGS_MODULE": "no.such"}
+                | settings,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -88,13 +91,13 @@ async def start_expense(client: Client, expense_id: str) -> WorkflowHandle[Any, 
     )
 
 
-async def test_decision_after_a_killed_worker(
+async def test_a_killed_worker_delays_a_decision_by_two_seconds_at_most(
     runworker: Callable[..., Process],
     temporal_address: str,
     client: Client,
     scripted: sites.ScriptedSite,
 ):
-    """W7, O11, E10: a killed worker delays a decision by 2 s, not 10; no token is ever logged."""
+    """W7, O11, E10: another worker takes the workflow up after 2 s, not 10; no token is logged."""
     settings = {
         "TEMPORAL_ADDRESS": temporal_address,
         "EXPENSES_SITE_URL": scripted.url,
@@ -105,7 +108,7 @@ async def test_decision_after_a_killed_worker(
     await killed.until(READY)
     handle = await start_expense(client, "runworker-1")
     [request] = await eventually(lambda: scripted.requests_to("/registerCallback"))
-    # The workflow is bound to the worker once that has begun to wait.
+    # The workflow is bound to the worker once the activity waits.
     await killed.until("waits for a decision")
     killed.kill()
     worker = runworker(**settings)
@@ -113,8 +116,8 @@ async def test_decision_after_a_killed_worker(
 
     await client.get_async_activity_handle(task_token=request.task_token).complete("APPROVED")
     assert await handle.result() == "COMPLETED"
-    # Offered to the killed worker first, a workflow task waits as long as that had asked for; by
-    # the SDK's default 10 s.
+    # Temporal offers the workflow task to the killed worker first, for as long as that worker
+    # asked for. The SDK's default is 10 s.
     history = await handle.fetch_history()
     for event in history.events:
         timeout = event.workflow_task_timed_out_event_attributes
@@ -124,7 +127,7 @@ async def test_decision_after_a_killed_worker(
             assert waited < timedelta(seconds=10)
     assert {r.headers["authorization"] for r in scripted.requests} == {f"Bearer {TOKEN}"}
 
-    # The SDK warns of a result that comes after its workflow was closed.
+    # The SDK logs a warning for a result that comes after its workflow was closed.
     scripted.script("/create", sites.hang)
     closed = await start_expense(client, "runworker-2")
     await eventually(lambda: scripted.requests_to("/create", "runworker-2"))
@@ -140,9 +143,11 @@ async def test_decision_after_a_killed_worker(
         assert "Traceback" not in output
 
 
-async def test_waits_for_temporal(runworker: Callable[..., Process], scripted: sites.ScriptedSite):
-    """W7, O11: started before Temporal it waits, saying so; then it works within its slots, which
-    each queue has for itself."""
+async def test_a_worker_started_before_temporal_waits_and_keeps_to_its_slots(
+    runworker: Callable[..., Process], scripted: sites.ScriptedSite
+):
+    """W7, O11: the log says that the worker waits. Each queue has MAX_CONCURRENT_ACTIVITIES slots
+    of its own."""
     port = free_port()
     scripted.script("/create", sites.hang)
     scripted.script("/status", "ERROR:INVALID_ID")
@@ -175,7 +180,7 @@ async def test_waits_for_temporal(runworker: Callable[..., Process], scripted: s
     assert "Traceback" not in worker.output
 
 
-async def test_stopped_while_it_waits(runworker: Callable[..., Process]):
+async def test_sigterm_ends_the_wait_for_temporal(runworker: Callable[..., Process]):
     """O11: SIGTERM ends the wait for Temporal, with exit code 0."""
     address = f"127.0.0.1:{free_port()}"
     worker = runworker(TEMPORAL_ADDRESS=address)
@@ -184,10 +189,10 @@ async def test_stopped_while_it_waits(runworker: Callable[..., Process]):
     assert "Traceback" not in worker.output
 
 
-async def test_interrupted_without_site_or_token(
+async def test_a_missing_site_and_token_are_named_and_stop_nothing(
     runworker: Callable[..., Process], temporal_address: str
 ):
-    """E13, O11: no token and no site are said, and stop nothing; SIGINT ends it with code 0."""
+    """E13, O11: the worker polls all the same; SIGINT ends it with code 0."""
     url = f"http://127.0.0.1:{free_port()}"
     worker = runworker(TEMPORAL_ADDRESS=temporal_address, EXPENSES_SITE_URL=url)
     await worker.until(READY)
@@ -198,8 +203,10 @@ async def test_interrupted_without_site_or_token(
     assert "Traceback" not in worker.output
 
 
-async def test_check(runworker: Callable[..., Process], temporal_address: str):
-    """O11, W9: --check names what is wrong with each of the two, and how to mend it."""
+async def test_check_names_each_fault_and_its_remedy(
+    runworker: Callable[..., Process], temporal_address: str
+):
+    """O11, W9: of Temporal and of the site, without a token in the output."""
     nowhere = f"127.0.0.1:{free_port()}"
     with ExitStack() as stack:
         frozen = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -250,7 +257,7 @@ async def test_check(runworker: Callable[..., Process], temporal_address: str):
             (
                 check(temporal_address, site_that("<html>")),
                 "ok",
-                "what answers there is not the expense site. Correct EXPENSES_SITE_URL.",
+                "the answer there is not the expense site's. Correct EXPENSES_SITE_URL.",
             ),
             (
                 check(temporal_address, f"http://{nowhere}"),
@@ -273,11 +280,13 @@ async def test_check(runworker: Callable[..., Process], temporal_address: str):
 
 
 @pytest.mark.parametrize("arguments", [(), ("--check",)])
-async def test_impossible_address(arguments: tuple[str], runworker: Callable[..., Process]):
-    """O11: an address that can never be right is said at once, with exit code 1."""
+async def test_an_impossible_temporal_address_ends_the_command(
+    arguments: tuple[str], runworker: Callable[..., Process]
+):
+    """O11: with a sentence and exit code 1; waiting cannot make the address right."""
     process = runworker(*arguments, TEMPORAL_ADDRESS="127.0.0.1:port")
     assert await process.ended() == 1
-    assert "CommandError: TEMPORAL_ADDRESS is '127.0.0.1:port': " in process.output
+    assert "TEMPORAL_ADDRESS is '127.0.0.1:port': " in process.output
     assert "Traceback" not in process.output
 
 
@@ -286,21 +295,23 @@ async def test_impossible_address(arguments: tuple[str], runworker: Callable[...
     [("MAX_CONCURRENT_ACTIVITIES", 1), ("MAX_CONCURRENT_WORKFLOW_TASKS", 2)],
 )
 @pytest.mark.parametrize("value", ["0", "-1", "ten", "1.5", "10001"])
-def test_bad_number(name: str, least: int, value: str, monkeypatch: pytest.MonkeyPatch):
-    """O11: a number of slots that cannot be is refused, naming the variable and the remedy."""
+def test_an_impossible_number_of_slots_is_refused(
+    name: str, least: int, value: str, monkeypatch: pytest.MonkeyPatch
+):
+    """O11: the sentence names the variable and the remedy."""
     monkeypatch.setenv(name, value)
-    with pytest.raises(CommandError) as caught:
-        call_command("runworker")
-    assert str(caught.value) == (
+    with pytest.raises(SystemExit) as caught:
+        worker_command.run([])
+    assert caught.value.code == (
         f"{name} is '{value}'. Set it to a whole number from {least} to 10000, or unset it for 100."
     )
 
 
-def test_single_workflow_slot(monkeypatch: pytest.MonkeyPatch):
-    """O11: one slot for workflow tasks is refused: the two queues would take turns at it."""
+def test_a_single_slot_for_workflow_tasks_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """O11: the worker's two queues for workflow tasks would take turns at the slot."""
     monkeypatch.setenv("MAX_CONCURRENT_WORKFLOW_TASKS", "1")
-    with pytest.raises(CommandError, match="from 2 to 10000"):
-        call_command("runworker")
+    with pytest.raises(SystemExit, match="from 2 to 10000"):
+        worker_command.run([])
 
 
 @pytest.mark.parametrize(
@@ -318,9 +329,182 @@ def test_single_workflow_slot(monkeypatch: pytest.MonkeyPatch):
         ),
     ],
 )
-def test_bad_site(name: str, value: str, text: str, monkeypatch: pytest.MonkeyPatch):
-    """E13, W9: an address or a token that cannot work is refused at the start."""
+def test_an_unusable_site_address_or_token_is_refused(
+    name: str, value: str, text: str, monkeypatch: pytest.MonkeyPatch
+):
+    """E13, W9: at the start, with a sentence."""
     monkeypatch.setenv(name, value)
-    with pytest.raises(CommandError) as caught:
-        call_command("runworker")
-    assert str(caught.value) == text
+    with pytest.raises(SystemExit) as caught:
+        worker_command.run([])
+    assert caught.value.code == text
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"FAIL_AT": "lunch", "EXPENSES_PROTOCOL_ACCESS": "open"},
+            "FAIL_AT is 'lunch'. Set it to one of inventory-check, inventory, payment, warehouse, "
+            "or unset it.",
+        ),
+        (
+            {"FAIL_AT": "payment", "EXPENSES_PROTOCOL_ACCESS": "token"},
+            "FAIL_AT is for a local installation (`make up`) only. Unset it.",
+        ),
+        ({"FAIL_AT": "payment"}, "FAIL_AT is for a local installation (`make up`) only. Unset it."),
+        ({"LOG_LEVEL": "loud"}, "LOG_LEVEL is 'LOUD'; use DEBUG, INFO, WARNING or ERROR."),
+    ],
+    ids=str,
+)
+def test_a_wrong_setting_is_one_sentence(
+    settings: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
+):
+    """O6, O11: nobody starts a worker that injects failures into other people's orders."""
+    monkeypatch.setattr(os, "environ", settings)
+    with pytest.raises(SystemExit) as caught:
+        worker_command.run([])
+    assert caught.value.code == text
+
+
+def test_a_local_installation_gives_the_worker_its_addresses_and_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """X8, E13: `settings.env` holds the site's secrets as well; the environment wins."""
+    (tmp_path / "settings.env").write_text(
+        "SECRET_KEY='s'\nEXPENSES_FERNET_KEYS='f'\nDATABASE_URL='d'\nTEMPORAL_ADDRESS='t:1'\n"
+        "TEMPORAL_NAMESPACE='n'\nEXPENSES_SITE_URL='no url'\n"
+    )
+    environment = {"EXPENSES_DATA_DIR": str(tmp_path), "TEMPORAL_HOST": "mine:1"}
+    taken = environment | {
+        "TEMPORAL_ADDRESS": "mine:1",
+        "TEMPORAL_NAMESPACE": "n",
+        "EXPENSES_SITE_URL": "no url",
+    }
+    monkeypatch.setattr(os, "environ", environment)
+    with pytest.raises(SystemExit, match="EXPENSES_SITE_URL must begin with"):
+        worker_command.run([])
+    assert environment == taken
+
+
+def called(*command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *command],
+        env={"PATH": os.environ["PATH"], **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_manage_lists_and_explains_the_worker():
+    """O11: `manage.py help` names the command; its own help is `python -m worker`'s."""
+    secrets = {"SECRET_KEY": "s", "EXPENSES_FERNET_KEYS": os.environ["EXPENSES_FERNET_KEYS"]}
+    listed = called(MANAGE, "help", **secrets)
+    assert "    runworker\n" in listed.stdout
+    assert "`manage.py runworker --help`" in called(MANAGE, "help", "runworker", **secrets).stdout
+    explained = called(MANAGE, "runworker", "--help")
+    assert "--check" in explained.stdout
+    assert "MAX_CONCURRENT_ACTIVITIES" in explained.stdout
+    module = called("-m", "worker", "--help")
+    assert (module.returncode, module.stdout) == (explained.returncode, explained.stdout)
+
+
+def test_a_wrong_option_is_named():
+    """O11: as by every other command."""
+    refused = called(MANAGE, "runworker", "--chek")
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("manage.py runworker: error: unrecognized arguments: --chek\n")
+
+
+def test_the_worker_loads_no_django():
+    """X8: no settings of the site, so no secret of the site, reach the worker's process."""
+    code = "import sys, worker.__main__; sys.exit('django' in sys.modules)"
+    assert called("-c", code).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "activities", "workflow_tasks"),
+    [
+        ({}, 100, 100),
+        ({"MAX_CONCURRENT_ACTIVITIES": "7", "MAX_CONCURRENT_WORKFLOW_TASKS": "8"}, 7, 8),
+    ],
+)
+def test_a_queue_has_a_hundred_slots_by_default(
+    settings: dict[str, str],
+    activities: int,
+    workflow_tasks: int,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """O11: each setting gives its own slots."""
+    worked_with: list[Any] = []
+
+    async def work(*arguments: Any) -> None:
+        worked_with.extend(arguments)
+
+    monkeypatch.setattr(os, "environ", settings)
+    monkeypatch.setattr(worker_command, "_work", work)
+    worker_command.run([])
+    assert worked_with[-1] == {
+        "max_concurrent_activities": activities,
+        "max_concurrent_workflow_tasks": workflow_tasks,
+    }
+
+
+async def test_a_stopping_worker_finishes_its_activities(
+    runworker: Callable[..., Process],
+    temporal_address: str,
+    client: Client,
+    scripted: sites.ScriptedSite,
+):
+    """O11, W7: an activity under way at SIGTERM completes, and is not done again."""
+    scripted.script("/create", sites.hang)
+    settings = {"TEMPORAL_ADDRESS": temporal_address, "EXPENSES_SITE_URL": scripted.url}
+    stopping = runworker(**settings)
+    await stopping.until(READY)
+    await start_expense(client, "stopping-1")
+    await eventually(lambda: scripted.requests_to("/create", "stopping-1"))
+    ended = asyncio.create_task(stopping.ended(signal.SIGTERM))
+    # Long enough for a worker that does not wait.
+    await asyncio.sleep(1)
+    scripted.released.set()
+    assert await ended == 0
+    await runworker(**settings).until(READY)
+    await eventually(lambda: scripted.requests_to("/registerCallback", "stopping-1"))
+    assert len(scripted.requests_to("/create", "stopping-1")) == 1
+
+
+class Gauge:
+    """How many tasks run at a time, and the most that did."""
+
+    now = most = total = 0
+    lock = threading.Lock()
+
+
+@workflow.defn(sandboxed=False)
+class Slow:
+    """A workflow whose single task holds its slot for a while."""
+
+    @workflow.run
+    async def run(self) -> None:
+        with Gauge.lock:
+            Gauge.now += 1
+            Gauge.total += 1
+            Gauge.most = max(Gauge.most, Gauge.now)
+        time.sleep(0.3)  # noqa: ASYNC251 (the slot is the subject)
+        with Gauge.lock:
+            Gauge.now -= 1
+
+
+async def test_workflow_tasks_keep_to_their_slots(client: Client):
+    """O11: of six workflow tasks that wait, the worker runs three at a time at most."""
+    queue = str(uuid.uuid4())
+    slots = {"max_concurrent_activities": 1, "max_concurrent_workflow_tasks": 3}
+    [worker] = worker_command.make_workers(client, {queue: worker_command.Work([Slow], [])}, slots)
+    runs = [
+        await client.start_workflow(Slow.run, id=f"{queue}-{n}", task_queue=queue) for n in range(6)
+    ]
+    async with worker:
+        await asyncio.gather(*(handle.result() for handle in runs))
+    assert Gauge.total == 6
+    assert Gauge.most <= 3

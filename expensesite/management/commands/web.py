@@ -7,6 +7,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from expensesite import server
+from worker import contracts
 
 
 class Command(BaseCommand):
@@ -19,8 +20,10 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-        parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-        parser.add_argument("--port", type=int, default=8099, metavar="N", help="port")
+        parser.add_argument("--host", default=contracts.SITE_HOST, help="address to listen on")
+        parser.add_argument(
+            "--port", type=int, default=contracts.SITE_PORT, metavar="N", help="port"
+        )
         parser.add_argument("--processes", type=int, default=2, metavar="N", help="processes")
         parser.add_argument(
             "--stop-seconds",
