@@ -1,6 +1,6 @@
-"""Names, ids and values on which the site and the worker agree. Standard library only.
+"""Names, ids and values that the site and the worker share. Standard library only.
 
-All of them are frozen: they stand in the histories of running workflows.
+Never change one: the histories of running workflows contain them.
 """
 
 import uuid
@@ -20,7 +20,7 @@ CREATE_EXPENSE: Final = "create_expense_activity"
 WAIT_FOR_DECISION: Final = "wait_for_decision_activity"
 PAYMENT: Final = "payment_activity"
 
-# What the waiting activity is completed with (requirements E1, E9).
+# The values with which the site completes the waiting activity (requirements E1, E9).
 APPROVED: Final = "APPROVED"
 REJECTED: Final = "REJECTED"
 CANCELLED: Final = "CANCELLED"
@@ -35,18 +35,18 @@ INVALID_ID: Final = "ERROR:INVALID_ID"
 INVALID_STATE: Final = "ERROR:INVALID_STATE"
 INVALID_TYPE: Final = "ERROR:INVALID_TYPE"
 
-# What the workflow returns for a paid expense; it returns "" for every other (W2).
+# The workflow's result for a paid expense; for every other expense it is "" (requirements W2).
 COMPLETED: Final = "COMPLETED"
 
 ORDER_QUEUE: Final = "orders"
 ORDER_WORKFLOW: Final = "OrderWorkflow"
 
-# Signals of an order's workflow; each carries the reason. The site reads them from the history of
-# the run (requirements O3).
+# Signals to an order's workflow, each with the reason as its argument. The site reads them from the
+# history of the run (requirements O3).
 APPROVE_ORDER: Final = "approve_order"
 REJECT_ORDER: Final = "reject_order"
 
-# What an order's workflow asks of the site: names of its activities and of the site's steps.
+# What an order's workflow asks of the site: each is the name of an activity and of the site's step.
 AWAIT_APPROVAL: Final = "await_approval"
 SETTLE_APPROVAL: Final = "settle_approval"
 CHECK_INVENTORY: Final = "check_inventory"
@@ -61,7 +61,7 @@ REFUND_PAYMENT: Final = "refund_payment_by_idempotency_key"
 RELEASE_INVENTORY: Final = "release_inventory"
 CLOSE_ORDER: Final = "close_order"
 
-# The steps of an order in their sequence, and what undoes each (requirements O2, O5).
+# The steps of an order in their sequence, each with its undo (requirements O2, O5).
 SAGA: Final = (
     (CHECK_INVENTORY, None),
     (RESERVE_INVENTORY, RELEASE_INVENTORY),
@@ -69,7 +69,7 @@ SAGA: Final = (
     (UPDATE_WAREHOUSE, REVERT_WAREHOUSE),
 )
 
-# Where a failure can be injected, and after which step's effect (requirements O6).
+# The step after whose effect a failure is injected, by the value of `fail_at` (requirements O6).
 FAIL_AT: Final = {
     "inventory-check": CHECK_INVENTORY,
     "inventory": RESERVE_INVENTORY,
@@ -77,7 +77,7 @@ FAIL_AT: Final = {
     "warehouse": UPDATE_WAREHOUSE,
 }
 
-# How an order stands (requirements O3).
+# The states of an order in the site's answers (requirements O3).
 PENDING: Final = "pending"
 RUNNING: Final = "running"
 COMPENSATING: Final = "compensating"
@@ -85,16 +85,16 @@ ORDER_COMPLETED: Final = "completed"
 ORDER_CANCELLED: Final = "cancelled"
 FAILED: Final = "failed"
 
-# The longest window in which a workflow waits for a decision: 30 days.
+# A workflow waits for a decision 30 days at most.
 LONGEST_APPROVAL_SECONDS: Final = 30 * 24 * 3600
 
 
 @dataclass(frozen=True)
 class Order:
-    """Argument of an order's workflow. Who ordered, and where to, stays on the site.
+    """Argument of an order's workflow. Names and addresses of people stay on the site.
 
-    `order` is the record's UUID, `attempt` counts the runs that were asked for, from 1; `fail_at`
-    is a key of :data:`FAIL_AT`, or "".
+    `order` is the UUID of the record. `attempt` counts the order's runs from 1. `fail_at` is a key
+    of :data:`FAIL_AT` or "".
     """
 
     order: str
@@ -106,7 +106,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Step:
-    """Argument of each activity of an order: a step of an attempt, and what it has to say."""
+    """Argument of each activity of an order. `details` are further fields of the request."""
 
     order: str
     attempt: int
@@ -116,10 +116,10 @@ class Step:
 
 @dataclass(frozen=True)
 class OrderResult:
-    """What the workflow of an order returns that was completed or cancelled; a failed one fails.
+    """Result of the workflow of a completed or cancelled order; the run of a failed order fails.
 
-    `payment`, `inventory` and `delivery` are what the site answered to these steps, each with a
-    `message`; None where the order did not come to it.
+    `payment`, `inventory` and `delivery` are the site's answers to these steps, each with a
+    `message`; None if the step was not done.
     """
 
     order_id: str
@@ -135,7 +135,7 @@ JOB_WORKFLOW: Final = "SayHelloWorkflow"
 
 SAY_HELLO: Final = "say_hello_activity"
 
-# What a worker of this project executes: the queues, and every type of workflow.
+# The queues and the workflow types of a worker of this project.
 QUEUES: Final = (EXPENSE_QUEUE, ORDER_QUEUE, JOB_QUEUE)
 WORKFLOWS: Final = (EXPENSE_WORKFLOW, ORDER_WORKFLOW, JOB_WORKFLOW)
 
@@ -150,7 +150,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a job returns: a greeting, and the attempt that succeeded, counted from 1."""
+    """Result of a job: a greeting, and the number of the attempt that succeeded, from 1."""
 
     attempt: int
     msg: str
@@ -161,50 +161,53 @@ TEXT_LENGTH: Final = 2000
 
 
 def storable(said: Any) -> str:
-    """Return what somebody sent as a text that every database stores, cut at :data:`TEXT_LENGTH`.
+    """Return the value as a text that every database can store, cut at :data:`TEXT_LENGTH`.
 
-    None is "". NUL and lone surrogates, which no database stores, become "?".
+    None becomes "". NUL and lone surrogates, which no database stores, become "?".
     """
     text = "" if said is None else str(said)
     return text.encode(errors="replace").decode().replace("\0", "?")[:TEXT_LENGTH]
 
 
 def expense_workflow_id(expense_id: str) -> str:
-    """The workflow id of an expense that the site or the starter command began (E13)."""
+    """Return the workflow id of an expense that the site or a command starts (requirements E13)."""
     return f"expense_{expense_id}"
 
 
 def order_workflow_id(order_id: str) -> str:
-    """The workflow id of an order that named none (O8)."""
+    """Return the workflow id of an order whose client chose none (requirements O8)."""
     return f"order-{order_id}"
 
 
 def command_workflow_id(order_id: str) -> str:
-    """The workflow id of an order from the command line (O8)."""
+    """Return the workflow id of an order from the command line (requirements O8)."""
     return f"order-workflow-{order_id}"
 
 
 _JOB_PREFIX: Final = "say-hello-workflow-"
-# How the ids of expenses' and jobs' workflows begin: an order does not take them (X7).
+# An order's workflow id does not begin like the ids of expenses and jobs (requirements X7).
 OTHERS_WORKFLOW_IDS: Final = ("expense_", _JOB_PREFIX)
 
 
 def job_workflow_id(unique: uuid.UUID) -> str:
-    """The workflow id of a job (J1)."""
+    """Return the workflow id of a job (requirements J1)."""
     return f"{_JOB_PREFIX}{unique}"
 
 
 def is_job_workflow_id(workflow_id: str) -> bool:
-    """Whether the id is one of :func:`job_workflow_id`; no other workflow has such an id."""
+    """Return whether :func:`job_workflow_id` made the id; no other workflow has such an id."""
     return workflow_id.startswith(_JOB_PREFIX)
 
 
 def idempotency_key(workflow_id: str) -> str:
-    """`Idempotency-Key` header of a workflow's requests: its id, percent-encoded as a header
-    carries only ASCII. Never the run id: a reset or a retry is the same piece of work."""
+    """Return the `Idempotency-Key` header for a workflow's requests.
+
+    It is the workflow id, percent-encoded since a header carries only ASCII. It is never the run
+    id: a reset or a retry is the same piece of work.
+    """
     return quote(workflow_id, safe="")
 
 
 def workflow_id_of_key(key: str) -> str:
-    """The workflow id in an `Idempotency-Key` header; inverse of :func:`idempotency_key`."""
+    """Return the workflow id in an `Idempotency-Key` header: inverse of :func:`idempotency_key`."""
     return unquote(key)

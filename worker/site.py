@@ -15,7 +15,7 @@ from worker import contracts
 
 logger = logging.getLogger(__name__)
 
-# An attempt of an activity has 10 s (requirements W1); the answer must be known before that.
+# An attempt of an activity has 10 s (requirements W1), so its request has less.
 TOTAL_SECONDS: Final = 8.0
 CONNECT_SECONDS: Final = 2.0
 READ_SECONDS: Final = 5.0
@@ -23,11 +23,11 @@ _GIVE_ACCESS: Final = "Set EXPENSES_SITE_TOKEN to the token of a user in the gro
 
 
 class Site:
-    """One pooled client for the whole worker; use it as an async context manager.
+    """One HTTP client for the whole worker. Use it as an async context manager.
 
     A client for each activity would build a TLS context each time, which costs 30 ms.
-    Raises ValueError for an address that is not http(s) or that carries credentials, and for a
-    token that cannot stand in a header.
+    Raises ValueError for an address that is not http(s) or contains credentials, and for a token
+    that a header cannot carry.
     """
 
     def __init__(self, url: str, token: str = "") -> None:
@@ -35,12 +35,12 @@ class Site:
             address = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise ValueError(f"EXPENSES_SITE_URL is {url!r}: {error}") from error
-        # Every failure message quotes the address, so a password in it would reach the histories.
+        # Failure messages quote the address, so a password in it would reach the histories.
         if address.scheme not in ("http", "https") or not address.host or address.userinfo:
             raise ValueError(
                 "EXPENSES_SITE_URL must begin with http:// or https:// and carry no user name"
             )
-        # The HTTP library quotes a header that it refuses.
+        # httpx quotes a refused header in its error, so a bad token is refused here.
         if not (token.isascii() and token.isprintable()):
             raise ValueError("EXPENSES_SITE_TOKEN has characters that a header cannot carry")
         self.url = url
@@ -49,10 +49,10 @@ class Site:
             headers={"Authorization": f"Bearer {token}"} if token else None,
             follow_redirects=False,
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-            # The worker's activity slots bound the connections; a second bound could only queue.
+            # The worker's activity slots limit the connections already.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
-            # The system's certificates (SSL_CERT_FILE is honoured), and no proxy: the token goes
-            # to the site alone.
+            # Uses the system's certificates (SSL_CERT_FILE) and no proxy: only the site gets the
+            # token.
             verify=ssl.create_default_context(),
             trust_env=False,
         )
@@ -78,11 +78,11 @@ class Site:
         data: Mapping[str, str] | None = None,
         json: Mapping[str, Any] | None = None,
     ) -> str:
-        """The body of a 2xx answer, within :data:`TOTAL_SECONDS`.
+        """Return the body of a 2xx answer that arrives within :data:`TOTAL_SECONDS`.
 
         Raises httpx.HTTPStatusError for any other status, redirects included, and
-        httpx.TransportError where no answer came. Logs method, path, status and time: never the
-        query, a header or the form, which may carry a task token (requirements E10, W9).
+        httpx.TransportError if no answer comes. Logs method, path, status and time, but never the
+        query, a header or the form, which may contain a task token (requirements E10, W9).
         """
         began = time.monotonic()
         try:
@@ -100,7 +100,7 @@ class Site:
                 "%s %s failed after %d ms: %s", method, path, _ms(began), type(error).__name__
             )
             if isinstance(error, TimeoutError):
-                # httpx bounds each read; a site that drips bytes is bounded here.
+                # httpx limits each read; this limits an answer that arrives byte by byte.
                 raise httpx.ReadTimeout(f"no answer within {TOTAL_SECONDS:g} s") from error
             raise
         logger.info("%s %s %d in %d ms", method, path, response.status_code, _ms(began))
@@ -129,7 +129,7 @@ class Site:
                 f"it cannot be reached ({type(error).__name__}). Start it (`make up`), or correct "
                 "EXPENSES_SITE_URL."
             )
-        if answer != "ERROR:INVALID_ID":
+        if answer != contracts.INVALID_ID:
             return "the answer there is not the expense site's. Correct EXPENSES_SITE_URL."
         try:
             # A payment of nothing: the site checks access before the missing id (422).

@@ -15,7 +15,7 @@ def small_logs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "LARGEST_LOG", 1000)
 
 
-def test_log_of_a_running_child_rotates(tmp_path: Path) -> None:
+def test_the_log_of_a_running_child_is_rotated(tmp_path: Path) -> None:
     """X11: a child that never stops writing fills two bounded files; what it writes after the cut
     follows at the new end."""
     chatty = (
@@ -35,7 +35,7 @@ def test_log_of_a_running_child_rotates(tmp_path: Path) -> None:
     assert numbers == sorted(numbers, key=int)
 
 
-def test_output_is_that_of_the_last_start(tmp_path: Path) -> None:
+def test_output_begins_at_the_last_start(tmp_path: Path) -> None:
     """X11: the console quotes the end of a child's output, whether or not its log was cut."""
     child = Child(
         "one", ["sh", "-c", "echo started; cat text"], log=tmp_path / "one.log", directory=tmp_path

@@ -12,7 +12,7 @@ def head(*lines: str) -> bytes:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8233", "localhost:8233", "LOCALHOST:8233"])
-def test_request_of_this_machine_passes(host: str) -> None:
+def test_a_request_of_this_machine_passes(host: str) -> None:
     """X8: by the names that a person types; the connection then carries no second request."""
     passed = checked(
         head(
@@ -60,7 +60,7 @@ def test_request_of_this_machine_passes(host: str) -> None:
         (["Host: 127.0.0.1:8233", "X: y\nOrigin: http://evil.example"], 400),
     ],
 )
-def test_request_of_another_page_is_refused(lines: list[str], status: int) -> None:
+def test_a_request_of_another_page_is_refused(lines: list[str], status: int) -> None:
     """X8: another Host (a rebound name) or Origin, and what two servers may read differently."""
     with pytest.raises(Refused) as refused:
         checked(head("GET / HTTP/1.1", *lines), port=PORT)
@@ -70,7 +70,7 @@ def test_request_of_another_page_is_refused(lines: list[str], status: int) -> No
 @pytest.mark.parametrize(
     "line", ["GET http://evil.example/ HTTP/1.1", "CONNECT evil.example:1 HTTP/1.1", "GET /", ""]
 )
-def test_only_paths_are_asked_for(line: str) -> None:
+def test_a_request_for_more_than_a_path_is_refused(line: str) -> None:
     """X8: a server may prefer the host of an absolute address to the Host header."""
     with pytest.raises(Refused) as refused:
         checked(head(line, "Host: 127.0.0.1:8233"), port=PORT)

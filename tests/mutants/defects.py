@@ -173,8 +173,8 @@ DEFECTS: Final = (
     Defect(
         "a decision before the registration is not asked for",
         "worker/expenses/activities.py",
-        '        if answer == "ERROR:INVALID_STATE":\n',
-        '        if answer == "INVALID_STATE":\n',
+        "        if answer == contracts.INVALID_STATE:\n",
+        "        if answer == contracts.INVALID_ID:\n",
         "tests/worker",
     ),
     Defect(

@@ -1,4 +1,4 @@
-"""A site that answers by a script, over real HTTP."""
+"""A scripted site over real HTTP."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ class Request:
 class Handler(BaseHTTPRequestHandler):
     server: "ScriptedSite"
     protocol_version = "HTTP/1.1"
-    # One packet for an answer: two would wait 40 ms for a delayed acknowledgement.
+    # An answer is one packet: a second would wait 40 ms for a delayed acknowledgement.
     wbufsize = -1
 
     def do_GET(self) -> None:
@@ -77,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-# A body for 200, or what to do with the request.
+# The body of a 200 answer, or a function that handles the request.
 Answer = str | Callable[[Handler], None]
 
 
@@ -123,7 +123,7 @@ class ScriptedSite(ThreadingHTTPServer):
         self._lock = threading.Lock()
 
     def script(self, path: str, *answers: Answer, expense_id: str | None = None) -> None:
-        """The answers of `path`, for one expense or for all that have none of their own."""
+        """Set the answers of `path`, for one expense or for all without answers of their own."""
         self._scripts[path, expense_id] = list(answers)
 
     def take(self, request: Request) -> Answer:
@@ -167,8 +167,8 @@ async def eventually(condition: Callable[[], Result], seconds: float = 40) -> Re
 
 
 def standing(state: str, verdict: str = "", reason: str = "", **more: Any) -> str:
-    """How an order stands, as the site tells its workflow: `reason` is that of the verdict, where
-    there is one, and that of the end. A pending one is asked about again in 5 minutes."""
+    """The site's answer about the state of an order. `reason` is the reason of the verdict, if any,
+    and of the end. The workflow asks again about a pending order in 5 minutes."""
     approval_reason = reason if verdict else ""
     return json.dumps(
         {"state": state, "verdict": verdict, "approval_reason": approval_reason, "reason": reason}
@@ -178,7 +178,7 @@ def standing(state: str, verdict: str = "", reason: str = "", **more: Any) -> st
 
 
 def script_order(site: ScriptedSite, order: str, answers: Mapping[str, Sequence[Answer]]) -> None:
-    """A site that carries out all that is asked for an order, but for these answers."""
+    """Script a site that carries out each step of an order, except for these answers."""
     steps: dict[str, Sequence[Answer]] = {
         contracts.AWAIT_APPROVAL: [standing("pending")],
         contracts.SETTLE_APPROVAL: [standing("running", "APPROVED", "good customer")],

@@ -31,7 +31,7 @@ Run = Callable[..., Awaitable[object]]
 
 @pytest.fixture
 def run(site: Site) -> Run:
-    """Runs the activity of a name as Temporal would."""
+    """Run the named activity as Temporal would."""
     return runner(site)
 
 
@@ -78,7 +78,9 @@ async def failure_of(run: Run, name: str, expense_id: str = "7") -> Exception:
 
 @every_activity
 @pytest.mark.parametrize("expense_id", ["", " ", " \t\n", "\u3000"])
-async def test_blank_id(name: str, expense_id: str, run: Run, scripted: sites.ScriptedSite):
+async def test_a_blank_id_is_not_retried_and_sends_nothing(
+    name: str, expense_id: str, run: Run, scripted: sites.ScriptedSite
+):
     """W3: an empty or whitespace-only id is a ValueError, not retried, and nothing is sent."""
     error = await failure_of(run, name, expense_id)
     assert type(error) is ValueError
@@ -92,8 +94,10 @@ async def test_blank_id(name: str, expense_id: str, run: Run, scripted: sites.Sc
     "body",
     ["ERROR:ID_ALREADY_EXISTS", "ERROR:INVALID_ID", "ERROR:INSUFFICIENT_FUNDS", "ERROR:FORBIDDEN"],
 )
-async def test_refusal(name: str, body: str, run: Run, scripted: sites.ScriptedSite):
-    """W4, W5, W6: an ERROR body is the message of an application error that is not retried."""
+async def test_an_error_body_is_not_retried(
+    name: str, body: str, run: Run, scripted: sites.ScriptedSite
+):
+    """W4, W5, W6: the body is the message of the application error."""
     scripted.script(PATHS[name], body)
     error = await failure_of(run, name)
     prefix = "register callback failed status: " if name == contracts.WAIT_FOR_DECISION else ""
@@ -114,10 +118,10 @@ async def test_refusal(name: str, body: str, run: Run, scripted: sites.ScriptedS
         ("x" * 5000, "x" * 1000),
     ],
 )
-async def test_unexpected_answer(
+async def test_a_body_outside_the_protocol_is_not_retried(
     name: str, body: str, text: str, run: Run, scripted: sites.ScriptedSite
 ):
-    """W4, W5: a body that is none of the protocol's is raised with its text, cut at 1000."""
+    """W4, W5: the message of the error is the body, cut at 1000 characters."""
     scripted.script(PATHS[name], body)
     error = await failure_of(run, name)
     prefix = "register callback failed status: " if name == contracts.WAIT_FOR_DECISION else ""
@@ -127,9 +131,11 @@ async def test_unexpected_answer(
 
 
 @every_activity
-@pytest.mark.parametrize("code", [301, 302, 304, 400, 401, 403, 404, 405, 409, 422])
-async def test_lasting_status(name: str, code: int, run: Run, scripted: sites.ScriptedSite):
-    """W6: a status that another attempt would meet again is not retried, and keeps its text."""
+@pytest.mark.parametrize("code", [301, 302, 304, 400, 405, 409, 422])
+async def test_a_lasting_status_is_not_retried(
+    name: str, code: int, run: Run, scripted: sites.ScriptedSite
+):
+    """W6: another attempt would get the same status. The error keeps the text."""
     scripted.script(PATHS[name], sites.status(code, Location="/list"))
     error = await failure_of(run, name)
     assert isinstance(error, ApplicationError)
@@ -140,10 +146,13 @@ async def test_lasting_status(name: str, code: int, run: Run, scripted: sites.Sc
 
 
 @every_activity
-@pytest.mark.parametrize("code", [408, 425, 429, 500, 502, 503, 504])
-async def test_passing_status(name: str, code: int, run: Run, scripted: sites.ScriptedSite):
-    """W6: a status that passes propagates as httpx.HTTPStatusError and is retried."""
-    scripted.script(PATHS[name], sites.status(code))
+@pytest.mark.parametrize("code", [401, 403, 404, 408, 425, 429, 500, 502, 503, 504])
+async def test_a_passing_status_is_retried(
+    name: str, code: int, run: Run, scripted: sites.ScriptedSite
+):
+    """W6: as httpx.HTTPStatusError. 401, 403 and 404 say that the worker's token is being replaced
+    or the address is wrong, and nothing of the expense; the body does not matter."""
+    scripted.script(PATHS[name], sites.status(code, "ERROR:FORBIDDEN"))
     error = await failure_of(run, name)
     assert type(error) is httpx.HTTPStatusError
     assert error.response.status_code == code
@@ -151,16 +160,16 @@ async def test_passing_status(name: str, code: int, run: Run, scripted: sites.Sc
 
 
 @every_activity
-async def test_connection_refused(name: str):
-    """W6: a site that is down is a network error, which is retried."""
+async def test_a_site_that_is_down_is_retried(name: str):
+    """W6: as a network error."""
     async with Site(f"http://127.0.0.1:{free_port()}") as site:
         error = await failure_of(runner(site), name)
     assert type(error) is httpx.ConnectError
     assert is_retried(error)
 
 
-async def test_unknown_host():
-    """W6: a name that does not resolve is a network error, which is retried."""
+async def test_an_unknown_host_is_retried():
+    """W6: as a network error."""
     async with Site("http://no-such-host.invalid") as site:
         error = await failure_of(runner(site), contracts.CREATE_EXPENSE)
     assert type(error) is httpx.ConnectError
@@ -168,16 +177,16 @@ async def test_unknown_host():
 
 
 @every_activity
-async def test_lost_reply(name: str, run: Run, scripted: sites.ScriptedSite):
-    """W6: a connection that ends without a reply is a network error, which is retried."""
+async def test_a_lost_reply_is_retried(name: str, run: Run, scripted: sites.ScriptedSite):
+    """W6: as a network error."""
     scripted.script(PATHS[name], sites.drop)
     error = await failure_of(run, name)
     assert type(error) is httpx.RemoteProtocolError
     assert is_retried(error)
 
 
-async def test_status_fails_after_refused_registration(run: Run, scripted: sites.ScriptedSite):
-    """W5, W6: when /status cannot answer, the whole attempt is retried."""
+async def test_a_failure_of_status_retries_the_wait(run: Run, scripted: sites.ScriptedSite):
+    """W5, W6: /status fails after the site refused the registration."""
     scripted.script("/registerCallback", "ERROR:INVALID_STATE")
     scripted.script("/status", sites.status(503))
     error = await failure_of(run, contracts.WAIT_FOR_DECISION)
@@ -186,10 +195,10 @@ async def test_status_fails_after_refused_registration(run: Run, scripted: sites
 
 
 @every_activity
-async def test_read_timeout(
+async def test_a_silent_site_is_retried(
     name: str, scripted: sites.ScriptedSite, monkeypatch: pytest.MonkeyPatch
 ):
-    """W6: a site that does not answer is a network error, which is retried."""
+    """W6: after the time limit of a read."""
     monkeypatch.setattr(worker.site, "READ_SECONDS", 0.2)
     scripted.script(PATHS[name], sites.hang)
     async with Site(scripted.url) as site:
@@ -198,8 +207,10 @@ async def test_read_timeout(
     assert is_retried(error)
 
 
-async def test_dripping_answer(scripted: sites.ScriptedSite, monkeypatch: pytest.MonkeyPatch):
-    """W6: bytes that never end are cut off by the bound of the whole request, and retried."""
+async def test_an_endless_answer_is_cut_off_and_retried(
+    scripted: sites.ScriptedSite, monkeypatch: pytest.MonkeyPatch
+):
+    """W6: by the time limit of the whole request."""
     monkeypatch.setattr(worker.site, "TOTAL_SECONDS", 0.5)
     scripted.script("/create", sites.drip)
     async with Site(scripted.url) as site:
@@ -209,13 +220,13 @@ async def test_dripping_answer(scripted: sites.ScriptedSite, monkeypatch: pytest
     assert is_retried(error)
 
 
-async def test_connect_timeout(monkeypatch: pytest.MonkeyPatch):
-    """W6: a host that does not accept is a network error, which is retried."""
+async def test_a_host_that_does_not_accept_is_retried(monkeypatch: pytest.MonkeyPatch):
+    """W6: after the time limit of connecting."""
     monkeypatch.setattr(worker.site, "CONNECT_SECONDS", 0.2)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
-        # The backlog is full with one; the kernel answers no further connection.
+        # One connection fills the backlog; the kernel answers no further one.
         with socket.create_connection(listener.getsockname()):
             async with Site(f"http://127.0.0.1:{listener.getsockname()[1]}") as site:
                 error = await failure_of(runner(site), contracts.CREATE_EXPENSE)
@@ -223,8 +234,8 @@ async def test_connect_timeout(monkeypatch: pytest.MonkeyPatch):
     assert is_retried(error)
 
 
-def test_request_ends_before_its_attempt():
-    """W1, W6: the bounds of a request lie within the 10 s of an attempt."""
+def test_a_request_ends_before_its_attempt():
+    """W1, W6: the time limits of a request are within the 10 s of an attempt."""
     assert worker.site.CONNECT_SECONDS + worker.site.READ_SECONDS < worker.site.TOTAL_SECONDS < 9
 
 
@@ -239,10 +250,10 @@ def test_request_ends_before_its_attempt():
         ),
     ],
 )
-async def test_create_and_pay(
+async def test_create_and_payment_are_one_get_with_token_and_key(
     name: str, path: str, query: dict[str, str], run: Run, scripted: sites.ScriptedSite
 ):
-    """W4: one GET, with the worker's token and the workflow id as idempotency key."""
+    """W4: the idempotency key is the workflow id."""
     assert await run(name) is None
     [request] = scripted.requests
     assert (request.method, request.path, request.query) == ("GET", path, query)
@@ -251,8 +262,10 @@ async def test_create_and_pay(
     assert request.headers["idempotency-key"] == "expense_7"
 
 
-async def test_registration(run: Run, scripted: sites.ScriptedSite):
-    """W5, E7: the hex token and all three ids are registered, then the attempt stays open."""
+async def test_the_wait_registers_its_token_and_ids_and_stays_open(
+    run: Run, scripted: sites.ScriptedSite
+):
+    """W5, E7: the token in hexadecimal, and all three ids."""
     with pytest.raises(_CompleteAsyncError):
         await run(contracts.WAIT_FOR_DECISION)
     [request] = scripted.requests
@@ -280,10 +293,10 @@ async def test_registration(run: Run, scripted: sites.ScriptedSite):
         ("WITHDRAWN", "CANCELLED"),
     ],
 )
-async def test_decided_before_registration(
+async def test_a_decision_before_the_registration_is_returned(
     state: str, decision: str, run: Run, scripted: sites.ScriptedSite
 ):
-    """W5: a decision made before the registration is returned."""
+    """W5: read from /status, without a further registration."""
     scripted.script("/registerCallback", "ERROR:INVALID_STATE")
     scripted.script("/status", state)
     assert await run(contracts.WAIT_FOR_DECISION) == decision
@@ -294,8 +307,10 @@ async def test_decided_before_registration(
 
 
 @pytest.mark.parametrize("state", ["CREATED", "ERROR:INVALID_ID", "approved", "SUCCEED", ""])
-async def test_registration_of_another_workflow(state: str, run: Run, scripted: sites.ScriptedSite):
-    """W5, X7: refused although undecided: an error, not retried, and no decision."""
+async def test_an_undecided_expense_of_another_workflow_is_refused(
+    state: str, run: Run, scripted: sites.ScriptedSite
+):
+    """W5, X7: with an error that is not retried, and without a decision."""
     scripted.script("/registerCallback", "ERROR:INVALID_STATE")
     scripted.script("/status", state)
     error = await failure_of(run, contracts.WAIT_FOR_DECISION)
@@ -306,7 +321,7 @@ async def test_registration_of_another_workflow(state: str, run: Run, scripted: 
 
 
 async def test_ids_travel_unchanged(site: Site, scripted: sites.ScriptedSite):
-    """W4: an opaque id arrives as it is, and the key carries the workflow id in ASCII."""
+    """W4: the site gets any id as it is, and the workflow id of the key in ASCII."""
     expense_id = "a b&c=1/../ü€%41+?#\U0001f600"
     await runner(site, "expense_ü €")(contracts.CREATE_EXPENSE, expense_id)
     [request] = scripted.requests
@@ -314,16 +329,18 @@ async def test_ids_travel_unchanged(site: Site, scripted: sites.ScriptedSite):
     assert request.headers["idempotency-key"] == "expense_%C3%BC%20%E2%82%AC"
 
 
-async def test_no_token(scripted: sites.ScriptedSite):
-    """E13: without a token there is no Authorization header."""
+async def test_without_a_token_no_authorization_is_sent(scripted: sites.ScriptedSite):
+    """E13: for a site in open mode."""
     async with Site(scripted.url) as site:
         await runner(site)(contracts.CREATE_EXPENSE)
     [request] = scripted.requests
     assert "authorization" not in request.headers
 
 
-async def test_no_proxy(scripted: sites.ScriptedSite, monkeypatch: pytest.MonkeyPatch):
-    """W9, X8: the token goes to the site alone, whatever proxy the environment names."""
+async def test_a_proxy_of_the_environment_is_not_used(
+    scripted: sites.ScriptedSite, monkeypatch: pytest.MonkeyPatch
+):
+    """W9, X8: only the site gets the token."""
     monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{free_port()}")
     async with Site(scripted.url, "secret-token") as site:
         await runner(site)(contracts.CREATE_EXPENSE)
@@ -342,15 +359,15 @@ async def test_no_proxy(scripted: sites.ScriptedSite, monkeypatch: pytest.Monkey
         ("http://site", "sécret"),
     ],
 )
-def test_unusable_settings(url: str, token: str):
-    """W9, E10: an address or a token that cannot work is refused, and never quoted if secret."""
+def test_an_unusable_address_or_token_is_refused_unquoted(url: str, token: str):
+    """W9, E10: the error never quotes a password or a token."""
     with pytest.raises(ValueError, match=r"^EXPENSES_SITE_(URL|TOKEN) ") as caught:
         Site(url, token)
     assert "cret" not in str(caught.value)
 
 
-async def test_hundred_at_once(run: Run, scripted: sites.ScriptedSite):
-    """O11: 100 activities have their requests in flight together; the pool holds none back."""
+async def test_a_hundred_requests_are_in_flight_together(run: Run, scripted: sites.ScriptedSite):
+    """O11: the connection pool delays no activity."""
     together = threading.Barrier(100)
 
     def answer(handler: sites.Handler) -> None:
@@ -363,10 +380,10 @@ async def test_hundred_at_once(run: Run, scripted: sites.ScriptedSite):
 
 
 @pytest.mark.parametrize("expense_id", ["7", "50%d off", "two\nlines"])
-async def test_activity_log(
+async def test_each_activity_logs_one_line(
     expense_id: str, site: Site, scripted: sites.ScriptedSite, caplog: pytest.LogCaptureFixture
 ):
-    """W8, E10: each step says what happened to which expense, on one line."""
+    """W8, E10: the line names the step and the expense."""
     caplog.set_level(logging.INFO, "temporalio.activity")
     run = runner(site, f"expense_{expense_id}")
     await run(contracts.CREATE_EXPENSE, expense_id)
@@ -385,8 +402,10 @@ async def test_activity_log(
     ]
 
 
-async def test_http_log(scripted: sites.ScriptedSite, caplog: pytest.LogCaptureFixture):
-    """W9, E10: each request is logged by method, path, status and time; no secret is."""
+async def test_each_request_is_logged_without_secrets(
+    scripted: sites.ScriptedSite, caplog: pytest.LogCaptureFixture
+):
+    """W9, E10: by method, path, status and time."""
     caplog.set_level(logging.DEBUG)
     scripted.script("/action", sites.status(503))
     scripted.script("/create", sites.drop)

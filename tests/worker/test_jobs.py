@@ -22,7 +22,7 @@ from worker.jobs.workflows import SayHelloWorkflow
 
 @contextlib.asynccontextmanager
 async def worked(client: Client, say_hello: Any = say_hello_activity) -> AsyncIterator[str]:
-    """A task queue on which jobs are worked."""
+    """A task queue that a worker serves."""
     queue = str(uuid.uuid4())
     async with Worker(
         client,
@@ -45,7 +45,7 @@ async def start(client: Client, queue: str, job: Job) -> WorkflowHandle[Any, Job
 
 
 async def failure_of(handle: WorkflowHandle[Any, Any]) -> tuple[RetryState | None, str | None, str]:
-    """How the activity of a failed run ended: the retry state, the error's type and message."""
+    """The retry state of a failed run's activity, and its error's type and message."""
     with pytest.raises(WorkflowFailureError) as caught:
         await handle.result()
     error = caught.value.cause
@@ -62,8 +62,8 @@ async def only(handle: WorkflowHandle[Any, Any], kind: str) -> Any:
     return found
 
 
-async def test_job(client: Client):
-    """J1, J3: one activity on the workflow's queue, with its timeout and retry policy."""
+async def test_a_job_is_one_activity_with_its_timeout_and_retries(client: Client):
+    """J1, J3: on the workflow's queue."""
     async with worked(client) as queue:
         handle = await start(client, queue, Job("Temporal é😀 %s"))
         assert await handle.result() == JobResult(attempt=1, msg="Hello Temporal é😀 %s")
@@ -79,16 +79,16 @@ async def test_job(client: Client):
     assert scheduled.retry_policy == expected
 
 
-async def test_failed_first_attempt(client: Client):
-    """J3: it fails once, then succeeds with attempt 2."""
+async def test_a_failed_first_attempt_succeeds_with_the_second(client: Client):
+    """J3: the result says attempt 2."""
     async with worked(client) as queue:
         handle = await start(client, queue, Job("Temporal", fail_first_attempt=True))
         assert await handle.result() == JobResult(attempt=2, msg="Hello Temporal")
     assert (await only(handle, "started")).attempt == 2
 
 
-async def test_at_most_three_attempts(client: Client):
-    """J3: the third failure is the run's."""
+async def test_the_third_failure_fails_the_run(client: Client):
+    """J3: after three attempts."""
     attempts = []
 
     @activity.defn(name=contracts.SAY_HELLO)

@@ -37,7 +37,7 @@ def path(name: str) -> str:
 
 
 def runner(site: Site, *, fail_at: str = "", order: str = ORDER) -> Run:
-    """Runs the activity of a name as Temporal would."""
+    """Run the named activity as Temporal would."""
     environment = ActivityEnvironment()
     environment.info = dataclasses.replace(environment.info, workflow_id="order-ü €")
     activities = {
@@ -65,13 +65,13 @@ async def failure_of(run: Run, name: str, **step: Any) -> Exception:
 
 
 def problem(code: int, **fields: Any) -> sites.Answer:
-    """As the site's API reports it."""
+    """A refusal as the site's API reports it."""
     body = json.dumps({"type": "about:blank", "status": code, **fields})
     return sites.status(code, body, **{"Content-Type": "application/problem+json"})
 
 
-def test_an_activity_for_each_step():
-    """O2, O5: what the workflow asks for, under the site's own names."""
+def test_each_step_has_an_activity():
+    """O2, O5: under the site's own name of the step."""
     asked = {
         value
         for name, value in vars(contracts).items()
@@ -79,16 +79,18 @@ def test_an_activity_for_each_step():
         or name in ("SEND_CONFIRMATION", "BEGIN_COMPENSATION")
     } - {contracts.APPROVE_ORDER, contracts.REJECT_ORDER}
     assert {*STEPS, *UNTIL_IT_SUCCEEDS} == asked
-    # Whatever undoes, and what ends an order, is asked for until it succeeds.
+    # An undo and the end of an order are retried until they succeed.
     undoes = {undo for _, undo in contracts.SAGA if undo}
     ends = {contracts.COMPLETE_ORDER, contracts.BEGIN_COMPENSATION, contracts.CLOSE_ORDER}
     assert {*UNTIL_IT_SUCCEEDS} == undoes | ends
 
 
 @every_activity
-async def test_request(name: str, run: Run, scripted: sites.ScriptedSite):
-    """O2, design rule 4: one POST with the attempt and the details, in the worker's name and with
-    the workflow's key; the site's answer is the activity's."""
+async def test_a_step_is_one_post_with_token_and_key(
+    name: str, run: Run, scripted: sites.ScriptedSite
+):
+    """O2, X2: the POST contains the attempt and the details; the key is the workflow id. The
+    activity returns the site's answer."""
     answer = {**json.loads(sites.standing("running")), "message": "Done: 50% off ü"}
     scripted.script(path(name), json.dumps(answer))
     assert await run(name, reason="50% off ü", cancelled=False) == answer
@@ -121,8 +123,8 @@ async def test_request(name: str, run: Run, scripted: sites.ScriptedSite):
 async def test_an_order_is_one_segment_of_the_path(
     order: str, segment: str, scripted: sites.ScriptedSite, site: Site
 ):
-    """X8: any client of Temporal writes the argument of a workflow; whatever it names as the order,
-    the worker's token goes to the step's own path alone."""
+    """X8: any client of Temporal can choose the reference; the worker sends its token to the path
+    of the step alone."""
     wanted = f"/orders/{segment}/steps/check_inventory"
     scripted.script(wanted, '{"message": "checked"}')
     assert await runner(site, order=order)(contracts.CHECK_INVENTORY) == {"message": "checked"}
@@ -132,8 +134,10 @@ async def test_an_order_is_one_segment_of_the_path(
 
 
 @every_step
-async def test_refused_step(name: str, run: Run, scripted: sites.ScriptedSite):
-    """O5: what the site refuses fails the order with its words, at the first attempt."""
+async def test_a_refusal_fails_the_order_with_its_reason(
+    name: str, run: Run, scripted: sites.ScriptedSite
+):
+    """O5: at the first attempt, with the words of the site."""
     scripted.script(path(name), problem(409, detail="Only 5 of SKU-001 are available."))
     error = await failure_of(run, name)
     assert isinstance(error, ApplicationError)
@@ -143,8 +147,10 @@ async def test_refused_step(name: str, run: Run, scripted: sites.ScriptedSite):
 
 
 @pytest.mark.parametrize("body", ["", "<html>", "[]", "{}", '{"detail": ["a"]}', '{"detail": ""}'])
-async def test_refusal_without_words(body: str, run: Run, scripted: sites.ScriptedSite):
-    """O5: a refusal that says nothing is named by its status."""
+async def test_a_refusal_without_a_reason_is_named_by_its_status(
+    body: str, run: Run, scripted: sites.ScriptedSite
+):
+    """O5: the order needs some reason."""
     scripted.script(path(contracts.PROCESS_PAYMENT), sites.status(409, body))
     error = await failure_of(run, contracts.PROCESS_PAYMENT)
     assert isinstance(error, ApplicationError)
@@ -152,8 +158,8 @@ async def test_refusal_without_words(body: str, run: Run, scripted: sites.Script
     assert not is_retried(error)
 
 
-async def test_long_refusal(run: Run, scripted: sites.ScriptedSite):
-    """A failure is kept in the history, cut at 1000 characters."""
+async def test_a_long_refusal_is_cut(run: Run, scripted: sites.ScriptedSite):
+    """O5: at 1000 characters, since the history stores it."""
     scripted.script(path(contracts.PROCESS_PAYMENT), problem(409, detail="x" * 5000))
     error = await failure_of(run, contracts.PROCESS_PAYMENT)
     assert isinstance(error, ApplicationError)
@@ -161,8 +167,8 @@ async def test_long_refusal(run: Run, scripted: sites.ScriptedSite):
 
 
 @every_step
-async def test_lasting_status(name: str, run: Run, scripted: sites.ScriptedSite):
-    """O2: a refusal, which another attempt of a step would meet again, is not retried."""
+async def test_a_refused_step_is_not_retried(name: str, run: Run, scripted: sites.ScriptedSite):
+    """O2: another attempt would get the same refusal."""
     scripted.script(path(name), *(sites.status(code) for code in REFUSALS))
     for code in REFUSALS:
         error = await failure_of(run, name)
@@ -172,8 +178,8 @@ async def test_lasting_status(name: str, run: Run, scripted: sites.ScriptedSite)
 
 
 @every_activity
-async def test_passing_status(name: str, run: Run, scripted: sites.ScriptedSite):
-    """O2, O5, W6: whatever else is retried; an undo, and what ends an order, always is."""
+async def test_every_other_status_is_retried(name: str, run: Run, scripted: sites.ScriptedSite):
+    """O2, O5, W6: an undo and the end of an order are retried after a refusal as well."""
     codes = [*REFUSALS, *OTHERS] if name in UNTIL_IT_SUCCEEDS else OTHERS
     scripted.script(path(name), *(sites.status(code) for code in codes))
     for code in codes:
@@ -184,8 +190,10 @@ async def test_passing_status(name: str, run: Run, scripted: sites.ScriptedSite)
 
 
 @every_activity
-async def test_no_answer(name: str, scripted: sites.ScriptedSite, monkeypatch: pytest.MonkeyPatch):
-    """O2, W6: a site that is down, that breaks off, or that does not answer is asked again."""
+async def test_a_site_that_does_not_answer_is_retried(
+    name: str, scripted: sites.ScriptedSite, monkeypatch: pytest.MonkeyPatch
+):
+    """O2, W6: the site is down, closes the connection, or says nothing."""
     monkeypatch.setattr(worker.site, "READ_SECONDS", 0.2)
     scripted.script(path(name), sites.drop, sites.hang)
     seen = []
@@ -201,13 +209,16 @@ async def test_no_answer(name: str, scripted: sites.ScriptedSite, monkeypatch: p
 
 
 @every_activity
-async def test_unexpected_answer(name: str, run: Run, scripted: sites.ScriptedSite):
-    """O2, O5: what is not the site does not answer for it; the site is asked again."""
+async def test_an_answer_of_another_site_is_retried(
+    name: str, run: Run, scripted: sites.ScriptedSite
+):
+    """O2, O5: EXPENSES_SITE_URL may lead to another program; its answer must not reach the
+    history."""
     half = {**json.loads(sites.standing("completed"))}
     del half["verdict"]
     bodies = ["", "SUCCEED", "<html>", '"message"', "[]", "null", "{}", json.dumps(half)]
     if name in (contracts.AWAIT_APPROVAL, contracts.SETTLE_APPROVAL):
-        # A wait that no timer can have, or that would have it ask in a tight loop.
+        # No timer can wait for these, or the workflow would ask again without a pause.
         waits = [None, "1", 1.5, 0, -1, contracts.LONGEST_APPROVAL_SECONDS + 1, 10**30]
         bodies += [sites.standing("pending", seconds_left=one) for one in waits]
     scripted.script(path(name), *bodies)
@@ -221,10 +232,10 @@ async def test_unexpected_answer(name: str, run: Run, scripted: sites.ScriptedSi
 
 @pytest.mark.parametrize("of_the_worker", [True, False], ids=["worker", "order"])
 @pytest.mark.parametrize("point", contracts.FAIL_AT)
-async def test_injected_failure(
+async def test_an_injected_failure_comes_once_after_the_effect(
     point: str, of_the_worker: bool, site: Site, scripted: sites.ScriptedSite
 ):
-    """O6: a step fails after its effect, once and for all; every other step is done."""
+    """O6: it is not retried, and every other step is done."""
     run = runner(site, fail_at=point if of_the_worker else "")
     of_the_order = {} if of_the_worker else {"fail_at": point}
     sites.script_order(scripted, ORDER, {})
@@ -239,15 +250,17 @@ async def test_injected_failure(
         assert len(scripted.requests_to(path(name))) == 1
 
 
-async def test_no_failure_before_the_effect(run: Run, scripted: sites.ScriptedSite):
-    """O6: a step that the site did not do does not fail by injection, but for its own reason."""
+async def test_no_failure_is_injected_before_the_effect(run: Run, scripted: sites.ScriptedSite):
+    """O6: a step that the site did not do fails for its own reason and is retried."""
     scripted.script(path(contracts.PROCESS_PAYMENT), sites.status(503))
     error = await failure_of(run, contracts.PROCESS_PAYMENT, fail_at="payment")
     assert is_retried(error)
 
 
-async def test_log(run: Run, scripted: sites.ScriptedSite, caplog: pytest.LogCaptureFixture):
-    """E10: each step says on one line what was done to which order, and none what people wrote."""
+async def test_each_step_logs_one_line_without_texts_of_people(
+    run: Run, scripted: sites.ScriptedSite, caplog: pytest.LogCaptureFixture
+):
+    """E10: the line names the step and the order."""
     caplog.set_level(logging.INFO)
     sites.script_order(scripted, ORDER, {})
     await run(contracts.BEGIN_COMPENSATION, reason="bad customer")

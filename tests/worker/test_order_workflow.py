@@ -1,5 +1,7 @@
-"""The workflow of an order on a real Temporal server, its activities against a site that answers by
-a script. How orders fare with the site itself: tests/orders/test_saga*.py."""
+"""The workflow of an order on a real Temporal server, with a scripted site.
+
+tests/orders/test_saga*.py has the same with the site itself.
+"""
 
 import asyncio
 import contextlib
@@ -57,7 +59,7 @@ class Orders:
     async def start(
         self, answers: Mapping[str, Sequence[sites.Answer]] | None = None, **order: Any
     ) -> WorkflowHandle[Any, contracts.OrderResult]:
-        """A small order; large with `needs_approval`."""
+        """Start a small order, or with `needs_approval` a large one."""
         ref = str(uuid.uuid4())
         sites.script_order(self._site, ref, answers or {})
         given = {"attempt": 1, "needs_approval": False, **order}
@@ -70,7 +72,7 @@ class Orders:
         )
 
     def asked(self, handle: WorkflowHandle[Any, Any]) -> list[str]:
-        """The steps of the order that the site was asked for, in order."""
+        """The steps that the workflow asked the site for, in order."""
         return [
             request.path.rpartition("/")[2]
             for request in self._site.requests
@@ -78,7 +80,7 @@ class Orders:
         ]
 
     def attempts(self, handle: WorkflowHandle[Any, Any]) -> set[int]:
-        """The attempts of which its requests were."""
+        """The attempts that the requests of the order named."""
         return {
             request.json["attempt"]
             for request in self._site.requests
@@ -86,7 +88,7 @@ class Orders:
         }
 
     def details(self, handle: WorkflowHandle[Any, Any], step: str) -> list[dict[str, Any]]:
-        """What was sent with a step, each time."""
+        """The details in each request for a step."""
         return [
             {name: value for name, value in request.json.items() if name != "attempt"}
             for request in self._site.requests_to(f"/orders/{handle.id}/steps/{step}")
@@ -121,9 +123,9 @@ async def cancellation_is_heard(handle: WorkflowHandle[Any, Any]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_what_is_scheduled(orders: Orders):
-    """O2, O5, W6: each step on the workflow's queue with 30 s, each undo with 60 s, retried without
-    an end; the undo comes in reverse."""
+async def test_steps_and_undoes_are_scheduled_with_their_timeouts_and_retries(orders: Orders):
+    """O2, O5, W6: each step with 30 s and each undo with 60 s, on the workflow's queue and retried
+    without limit. The undoes come in reverse."""
     completed = await orders.start(needs_approval=True)
     await eventually(lambda: orders.asked(completed))
     await completed.signal(contracts.APPROVE_ORDER, "good customer")
@@ -176,8 +178,8 @@ async def test_what_is_scheduled(orders: Orders):
         assert list(policy.non_retryable_error_types) == []
 
 
-async def test_result(orders: Orders):
-    """O2, O3: what a completed order returns and tells: each step with what the site said of it."""
+async def test_a_completed_order_returns_and_shows_each_step(orders: Orders):
+    """O2, O3: with the site's answer to each step, in the result and in `get_status`."""
     handle = await orders.start()
     assert await handle.result() == contracts.OrderResult(
         "ORD-7",
@@ -203,8 +205,8 @@ async def test_result(orders: Orders):
     assert times == sorted(times)
 
 
-async def test_the_longest_wait(orders: Orders):
-    """O1, O4: as long as the site says, up to thirty days, by a timer of the run."""
+async def test_a_timer_of_the_run_measures_the_longest_wait(orders: Orders):
+    """O1, O4: as long as the site says, up to thirty days."""
     left = contracts.LONGEST_APPROVAL_SECONDS
     handle = await orders.start(
         {contracts.AWAIT_APPROVAL: [standing("pending", seconds_left=left)]}, needs_approval=True
@@ -227,9 +229,9 @@ async def timers_of(handle: WorkflowHandle[Any, Any]) -> list[timedelta]:
     ]
 
 
-async def test_a_signal_has_the_site_look(orders: Orders):
-    """O3: a signal is a request to look, and says nothing by itself: the site is asked without a
-    verdict, until the order is pending no more; what the site says is what the queries tell."""
+async def test_a_signal_makes_the_workflow_ask_the_site(orders: Orders):
+    """O3: without a verdict in the request. The workflow asks until the order is no longer pending,
+    and its queries return the site's answer."""
     answers = [standing("pending"), standing("running", "APPROVED", "by another")]
     handle = await orders.start({contracts.SETTLE_APPROVAL: answers}, needs_approval=True)
     await eventually(lambda: orders.asked(handle))
@@ -243,8 +245,8 @@ async def test_a_signal_has_the_site_look(orders: Orders):
     assert await handle.query(OrderWorkflow.get_approval_reason) == "by another"
 
 
-async def test_a_flood_of_signals(orders: Orders):
-    """O3, X11: however many signals come, the site is asked at most once a second."""
+async def test_a_flood_of_signals_asks_the_site_once_a_second(orders: Orders):
+    """O3, X11: at most, however many signals come."""
     handle = await orders.start(
         {contracts.SETTLE_APPROVAL: [standing("pending")]}, needs_approval=True
     )
@@ -265,9 +267,10 @@ ODD = Payload(metadata={"encoding": b"odd"}, data=b"\xff")
     "arguments", [[], [None], [7], [["a", None]], ["a", {"more": 1}], [RawValue(ODD)]], ids=str
 )
 @pytest.mark.parametrize("name", [contracts.APPROVE_ORDER, "any other"])
-async def test_signals_of_any_shape(name: str, arguments: list[Any], orders: Orders):
-    """O3: whatever name and arguments a client sends, also such as nobody can decode, the site is
-    asked to look at once, and the order goes on."""
+async def test_a_signal_of_any_shape_makes_the_workflow_ask_the_site(
+    name: str, arguments: list[Any], orders: Orders
+):
+    """O3: any name and any arguments, even ones that nobody can decode; the order goes on."""
     handle = await orders.start(needs_approval=True)
     await eventually(lambda: orders.asked(handle))
     await handle.signal(name, args=arguments)
@@ -275,8 +278,8 @@ async def test_signals_of_any_shape(name: str, arguments: list[Any], orders: Ord
     assert orders.details(handle, contracts.SETTLE_APPROVAL) == [{}]
 
 
-async def test_late_signals(orders: Orders):
-    """O3: once it is decided, a signal changes nothing, and is put to nobody."""
+async def test_a_signal_after_the_decision_changes_nothing(orders: Orders):
+    """O3: the workflow does not ask the site about it."""
     handle = await orders.start(
         {contracts.CHECK_INVENTORY: [sites.hang]},
         needs_approval=True,
@@ -291,9 +294,9 @@ async def test_late_signals(orders: Orders):
     await handle.terminate()
 
 
-async def test_the_window_ends(orders: Orders):
-    """O4: after as many seconds as the site said it is asked again, and its answer ends the run;
-    where its clock says that the window is open for a moment more, it is asked once more."""
+async def test_the_end_of_the_window_ends_the_run(orders: Orders):
+    """O4: after the seconds that the site said, the workflow asks again. It asks once more if the
+    window is still open by the site's clock."""
     handle = await orders.start(
         {
             contracts.AWAIT_APPROVAL: [standing("pending", seconds_left=1)],
@@ -313,9 +316,8 @@ async def test_the_window_ends(orders: Orders):
     assert await handle.query(OrderWorkflow.get_approval_status) == "expired"
 
 
-async def test_texts_from_outside(orders: Orders):
-    """O5: what no database stores is replaced, and long texts are cut: the site would refuse them,
-    each time."""
+async def test_a_reason_is_made_storable(orders: Orders):
+    """O5: the site would refuse a long text, or one that no database stores, at every attempt."""
     text = "a \0 \ud83d ü \U0001f600" + "x" * 900
     refusal = sites.status(409, json.dumps({"detail": text}))
     handle = await orders.start({contracts.CHECK_INVENTORY: [refusal]})
@@ -334,7 +336,7 @@ async def test_texts_from_outside(orders: Orders):
             SAGA[:3],
             [contracts.REFUND_PAYMENT, contracts.RELEASE_INVENTORY],
         ),
-        # An earlier run came further than this one.
+        # An earlier run did more steps than this one.
         (
             contracts.CHECK_INVENTORY,
             SAGA,
@@ -342,11 +344,10 @@ async def test_texts_from_outside(orders: Orders):
         ),
     ],
 )
-async def test_what_was_begun_is_undone(
+async def test_the_steps_on_the_record_are_undone_in_reverse(
     step: str, begun: list[str], undone: list[str], orders: Orders
 ):
-    """O5: what the record says was begun, in reverse, and nothing else; the run fails with the
-    reason that the record has."""
+    """O5: and nothing else is undone. The run fails with the reason on the record."""
     handle = await orders.start(
         {
             step: [sites.status(409, '{"detail": "card declined"}')],
@@ -371,7 +372,7 @@ async def test_what_was_begun_is_undone(
 
 
 async def test_an_undo_is_asked_for_until_it_succeeds(orders: Orders):
-    """O5: whatever the site says, and only then comes the next one."""
+    """O5: after every error; only then the next undo begins."""
     handle = await orders.start(
         {
             contracts.CHECK_INVENTORY: [REFUSED],
@@ -390,9 +391,10 @@ async def test_an_undo_is_asked_for_until_it_succeeds(orders: Orders):
     ]
 
 
-async def test_cancelled_while_it_is_undone(orders: Orders, scripted: sites.ScriptedSite):
-    """O5: an order that fails is undone to its end, and has failed, though its run is cancelled
-    meanwhile."""
+async def test_a_cancellation_does_not_interrupt_the_undoing(
+    orders: Orders, scripted: sites.ScriptedSite
+):
+    """O5: every step is undone, and the order ends as failed."""
     handle = await orders.start(
         {
             contracts.PROCESS_PAYMENT: [REFUSED],
@@ -416,8 +418,8 @@ async def test_cancelled_while_it_is_undone(orders: Orders, scripted: sites.Scri
     ]
 
 
-async def test_a_run_that_another_attempt_followed(orders: Orders):
-    """X2: it undoes nothing, and ends."""
+async def test_a_run_before_another_attempt_undoes_nothing(orders: Orders):
+    """X2: the run fails with the reason that the site gives."""
     stands = standing("failed", reason="ORD-7 is in attempt 2, not 1.")
     handle = await orders.start(
         {
@@ -432,8 +434,10 @@ async def test_a_run_that_another_attempt_followed(orders: Orders):
     assert orders.asked(handle) == [SAGA[0], contracts.BEGIN_COMPENSATION, contracts.CLOSE_ORDER]
 
 
-async def test_a_confirmation_that_fails(orders: Orders, caplog: pytest.LogCaptureFixture):
-    """O2, W8: the order stays completed; that the customer was not told is logged."""
+async def test_an_order_stays_completed_without_its_confirmation(
+    orders: Orders, caplog: pytest.LogCaptureFixture
+):
+    """O2, W8: the log says that the customer got no confirmation."""
     caplog.set_level(logging.WARNING, "temporalio.workflow")
     refusal = sites.status(409, '{"detail": "No %s."}')
     handle = await orders.start({contracts.SEND_CONFIRMATION: [refusal]})
@@ -445,8 +449,8 @@ async def test_a_confirmation_that_fails(orders: Orders, caplog: pytest.LogCaptu
     assert (status.events[-1].status, status.events[-1].message) == ("failed", "No %s.")
 
 
-async def test_an_attempt_and_its_failure_travel_with_each_step(orders: Orders):
-    """O6: the site is told the attempt, the activity where to fail."""
+async def test_each_step_carries_the_attempt_and_its_injected_failure(orders: Orders):
+    """O6: the attempt for the site, the failure for the activity."""
     handle = await orders.start(attempt=3, fail_at="payment")
     await failure_of(handle)
     assert orders.asked(handle)[:4] == [*SAGA[:3], contracts.BEGIN_COMPENSATION]

@@ -83,7 +83,7 @@ def expenses(client: Client) -> Expenses:
 
 @pytest.fixture
 async def worked(expenses: Expenses, site: Site) -> AsyncIterator[Expenses]:
-    """Expenses with the product's own activities at work."""
+    """Expenses whose queue a worker with the product's own activities serves."""
     async with expenses.worked(ExpenseActivities(site).all()):
         yield expenses
 
@@ -118,7 +118,7 @@ async def failure_of(handle: WorkflowHandle[Any, str]) -> tuple[ActivityError, A
     return activity_error, activity_error.cause
 
 
-async def test_approved(worked: Expenses, scripted: sites.ScriptedSite):
+async def test_an_approved_expense_is_paid(worked: Expenses, scripted: sites.ScriptedSite):
     """W1, W2, W8: created, registered, approved by token, paid, in three requests."""
     handle = await worked.start("1")
     await worked.decide(await registration(scripted, "1"), "APPROVED")
@@ -132,7 +132,9 @@ async def test_approved(worked: Expenses, scripted: sites.ScriptedSite):
     assert {r.query["id"] for r in scripted.requests} == {"1"}
 
 
-async def test_what_is_scheduled(worked: Expenses, scripted: sites.ScriptedSite):
+async def test_three_activities_are_scheduled_with_their_timeouts_and_retries(
+    worked: Expenses, scripted: sites.ScriptedSite
+):
     """W1, W6: three activities on the workflow's queue, with their timeouts and retry policy."""
     handle = await worked.start("1")
     await worked.decide(await registration(scripted, "1"), "APPROVED")
@@ -167,7 +169,7 @@ async def test_what_is_scheduled(worked: Expenses, scripted: sites.ScriptedSite)
     }
 
 
-async def test_six_decisions(worked: Expenses, scripted: sites.ScriptedSite):
+async def test_only_approved_pays(worked: Expenses, scripted: sites.ScriptedSite):
     """W2, W8: APPROVED pays; every other value does not, and returns the empty string."""
     decisions = ["APPROVED", "REJECTED", "DENIED", "PENDING", "CANCELLED", "UNKNOWN"]
     handles = [await worked.start(decision) for decision in decisions]
@@ -185,8 +187,8 @@ async def test_six_decisions(worked: Expenses, scripted: sites.ScriptedSite):
     assert [r.query["id"] for r in scripted.requests_to("/action")] == ["APPROVED"]
 
 
-async def test_foreign_activities(expenses: Expenses):
-    """W1: any worker that offers these three names serves; nothing else is called."""
+async def test_any_worker_with_the_three_activities_serves(expenses: Expenses):
+    """W1: the workflow calls these three names and nothing else."""
     called: list[tuple[str, str]] = []
 
     @activity.defn(name="create_expense_activity")
@@ -208,7 +210,9 @@ async def test_foreign_activities(expenses: Expenses):
     assert called == [("create", "1"), ("wait", "1"), ("pay", "1")]
 
 
-async def test_failure_at_each_step(worked: Expenses, scripted: sites.ScriptedSite):
+async def test_a_refusal_at_any_step_fails_the_run_once(
+    worked: Expenses, scripted: sites.ScriptedSite
+):
     """W2, W4, W5, W8: a refusal at any step fails the run once, and its text reaches the caller."""
     scripted.script("/create", "ERROR:ID_ALREADY_EXISTS", expense_id="create")
     scripted.script("/registerCallback", "ERROR:INVALID_STATE", expense_id="wait")
@@ -236,22 +240,31 @@ async def test_failure_at_each_step(worked: Expenses, scripted: sites.ScriptedSi
     }
 
 
-async def test_refused_by_access(worked: Expenses, scripted: sites.ScriptedSite):
-    """W2, W6: a 403 ends the run at its first attempt, with the text of httpx.HTTPStatusError."""
-    scripted.script("/create", sites.status(403, "ERROR:FORBIDDEN"))
+async def test_a_validation_status_fails_the_run_once(
+    worked: Expenses, scripted: sites.ScriptedSite
+):
+    """W2, W6: at its first attempt, with the text of httpx.HTTPStatusError."""
+    scripted.script("/create", sites.status(422))
     _, error = await failure_of(await worked.start("1"))
     assert error.type == "HTTPStatusError"
     assert error.message.startswith(
-        f"Client error '403 Forbidden' for url '{scripted.url}/create?id=1&is_api_call=true'"
+        "Client error '422 Unprocessable Entity' for url "
+        f"'{scripted.url}/create?id=1&is_api_call=true'"
     )
     assert len(scripted.requests) == 1
 
 
-async def test_transient_failures(worked: Expenses, scripted: sites.ScriptedSite):
-    """W6, W8: each activity recovers by itself, in exactly as many attempts as it takes."""
+async def test_each_activity_recovers_from_transient_failures(
+    worked: Expenses, scripted: sites.ScriptedSite
+):
+    """W6, W8: automatically, in exactly as many attempts as it takes. A token in rotation (401,
+    403) and a site that is being moved (404) fail no expense."""
     scripted.script("/create", sites.status(503), sites.drop, "SUCCEED", expense_id="create")
     scripted.script("/registerCallback", sites.status(429), "SUCCEED", expense_id="wait")
     scripted.script("/action", sites.status(500), "SUCCEED", expense_id="pay")
+    refused = sites.status(401, "ERROR:FORBIDDEN"), sites.status(403, "ERROR:FORBIDDEN")
+    scripted.script("/create", *refused, "SUCCEED", expense_id="rotated")
+    scripted.script("/action", sites.status(404), "SUCCEED", expense_id="rotated")
     # Independent failures in one run.
     scripted.script("/create", sites.status(502), "SUCCEED", expense_id="mixed")
     scripted.script("/action", sites.status(408), "SUCCEED", expense_id="mixed")
@@ -270,12 +283,15 @@ async def test_transient_failures(worked: Expenses, scripted: sites.ScriptedSite
             [attributes.attempt for attributes in started],
         )
 
-    seen = await asyncio.gather(run("create", 1), run("wait", 2), run("pay", 1), run("mixed", 1))
+    seen = await asyncio.gather(
+        run("create", 1), run("wait", 2), run("pay", 1), run("mixed", 1), run("rotated", 1)
+    )
     assert seen == [
         ([3, 1, 1], [3, 1, 1]),
         ([1, 2, 1], [1, 2, 1]),
         ([1, 1, 2], [1, 1, 2]),
         ([2, 1, 2], [2, 1, 2]),
+        ([3, 1, 2], [3, 1, 2]),
     ]
 
 
@@ -294,8 +310,10 @@ async def test_blank_id_is_not_retried(
     assert scripted.requests == []
 
 
-async def test_lost_reply_at_create(worked: Expenses, scripted: sites.ScriptedSite):
-    """W6, E5: the site applied /create but its reply was lost; the retry has the same key."""
+async def test_a_retry_after_a_lost_reply_has_the_same_key(
+    worked: Expenses, scripted: sites.ScriptedSite
+):
+    """W6, E5: the site applied /create, but its reply was lost."""
     scripted.script("/create", sites.drop, "SUCCEED")
     handle = await worked.start("1")
     await worked.decide(await registration(scripted, "1"), "APPROVED")
@@ -306,8 +324,10 @@ async def test_lost_reply_at_create(worked: Expenses, scripted: sites.ScriptedSi
     ]
 
 
-async def test_decided_before_registration(worked: Expenses, scripted: sites.ScriptedSite):
-    """W5: decisions that the site already holds end the wait without any completion."""
+async def test_a_decision_before_the_registration_ends_the_wait(
+    worked: Expenses, scripted: sites.ScriptedSite
+):
+    """W5: the site already has the decision, so nobody completes the activity."""
     scripted.script("/registerCallback", "ERROR:INVALID_STATE")
     results = {}
     for state in ("APPROVED", "COMPLETED", "REJECTED", "WITHDRAWN"):
@@ -322,8 +342,8 @@ async def test_decided_before_registration(worked: Expenses, scripted: sites.Scr
     assert [r.query["id"] for r in scripted.requests_to("/action")] == ["APPROVED", "COMPLETED"]
 
 
-async def test_completed_by_ids(worked: Expenses, scripted: sites.ScriptedSite):
-    """E7, W5: the three ids that are registered address the waiting activity without its token."""
+async def test_the_registered_ids_complete_the_wait(worked: Expenses, scripted: sites.ScriptedSite):
+    """E7, W5: without the task token."""
     handle = await worked.start("1")
     form = (await registration(scripted, "1")).form
     assert (form["workflow_id"], form["run_id"]) == (handle.id, handle.first_execution_run_id)
@@ -334,8 +354,10 @@ async def test_completed_by_ids(worked: Expenses, scripted: sites.ScriptedSite):
     assert await handle.result() == "COMPLETED"
 
 
-async def test_delayed_decision(worked: Expenses, scripted: sites.ScriptedSite):
-    """W7, W8: the run waits, unpaid, until the decision comes."""
+async def test_the_run_waits_unpaid_until_the_decision(
+    worked: Expenses, scripted: sites.ScriptedSite
+):
+    """W7, W8: nothing is paid before the decision."""
     handle = await worked.start("1")
     request = await registration(scripted, "1")
     await asyncio.sleep(1)
@@ -348,8 +370,10 @@ async def test_delayed_decision(worked: Expenses, scripted: sites.ScriptedSite):
     assert await handle.result() == "COMPLETED"
 
 
-async def test_attempt_that_times_out(worked: Expenses, scripted: sites.ScriptedSite):
-    """W7: the limit of an attempt ends no wait: the next attempt registers a token of its own."""
+async def test_the_attempt_after_a_timeout_registers_its_own_token(
+    worked: Expenses, scripted: sites.ScriptedSite
+):
+    """W7: the expense still waits; the old token completes nothing, and the new one does."""
     handle = await worked.start("1", "ShortWait")
     first = await registration(scripted, "1")
     second = await registration(scripted, "1", 2)
@@ -359,7 +383,7 @@ async def test_attempt_that_times_out(worked: Expenses, scripted: sites.Scripted
     assert caught.value.status is RPCStatusCode.NOT_FOUND
     await worked.decide(second, "APPROVED")
     assert await handle.result() == "APPROVED"
-    # What else addresses the activity stays the same for all attempts.
+    # The ids of the activity stay the same for all attempts.
     del first.form["task_token"], second.form["task_token"]
     assert first.form == second.form
 
@@ -376,10 +400,10 @@ async def test_waiting_holds_no_slot(expenses: Expenses, site: Site, scripted: s
         assert [await handle.result() for handle in handles] == ["COMPLETED"] * 5
 
 
-async def test_decided_without_a_worker(
+async def test_a_decision_without_a_worker_reaches_the_next_worker(
     expenses: Expenses, site: Site, scripted: sites.ScriptedSite
 ):
-    """W7: a wait survives its worker; a decision taken meanwhile is met by the next one."""
+    """W7: a wait survives its worker."""
     activities = ExpenseActivities(site).all()
     async with expenses.worked(activities):
         handle = await expenses.start("1")
@@ -391,10 +415,10 @@ async def test_decided_without_a_worker(
     assert len(scripted.requests_to("/registerCallback")) == 1
 
 
-async def test_log(
+async def test_the_log_names_expense_and_step_and_no_token(
     worked: Expenses, scripted: sites.ScriptedSite, caplog: pytest.LogCaptureFixture
 ):
-    """W8, E10: workflow and activities say what happened to which expense; no token is logged."""
+    """W8, E10: of the workflow and of each activity."""
     caplog.set_level(logging.INFO)
 
     def said(logger: str, handle: WorkflowHandle[Any, str]) -> list[str]:

@@ -1,8 +1,8 @@
 """The activities of an expense: requests to the site, and their answers sorted by retryability.
 
-Retried: network errors, 408, 425, 429 and 5xx. Not retried: an empty id, ERROR bodies, any other
-status, an answer that is none of the protocol's (requirements W3-W6).
-Log messages come without arguments: the SDK appends the ids to the format, and an id may hold a %.
+Retried: network errors, 5xx, and the statuses in _PASSING_STATUS. Not retried: an empty id, ERROR
+bodies, any other status, an answer outside the protocol (requirements W3-W6).
+Log messages have no arguments: the SDK appends the ids to the format, and an id may contain a %.
 """
 
 from collections.abc import Awaitable, Callable
@@ -15,16 +15,16 @@ from temporalio.exceptions import ApplicationError
 from worker import contracts
 from worker.site import Site
 
-# A decision that the site already holds when the wait registers (requirements W5).
+# The decision to return if the expense is in this state when the wait registers (requirements W5).
 _DECISION_OF_STATE: Final = {
     "APPROVED": contracts.APPROVED,
     "COMPLETED": contracts.APPROVED,
     "REJECTED": contracts.REJECTED,
     "WITHDRAWN": contracts.CANCELLED,
 }
-_SUCCEED: Final = "SUCCEED"
-_PASSING_STATUS: Final = frozenset({408, 425, 429})
-# A failure is stored in the history for each waiting caller to read.
+# 401, 403 and 404 come from the worker's token or a wrong address, and not from the expense.
+_PASSING_STATUS: Final = frozenset({401, 403, 404, 408, 425, 429})
+# The history stores each failure text.
 _MESSAGE_LIMIT: Final = 1000
 
 
@@ -35,7 +35,7 @@ class ExpenseActivities:
         self._site = site
 
     def all(self) -> list[Callable[[str], Awaitable[str | None]]]:
-        """What a worker registers."""
+        """Return what a worker registers."""
         return [
             self.create_expense_activity,
             self.wait_for_decision_activity,
@@ -44,17 +44,17 @@ class ExpenseActivities:
 
     @activity.defn(name=contracts.CREATE_EXPENSE)
     async def create_expense_activity(self, expense_id: str) -> None:
-        """Make the expense's record on the site (requirements W4)."""
+        """Create the expense's record on the site (requirements W4)."""
         answer = await self._ask("GET", "/create", expense_id, is_api_call="true")
-        if answer != _SUCCEED:
+        if answer != contracts.SUCCEED:
             raise _refusal(answer)
         activity.logger.info(f"Expense {expense_id!r} created")
 
     @activity.defn(name=contracts.WAIT_FOR_DECISION)
     async def wait_for_decision_activity(self, expense_id: str) -> str:
-        """The decision if there is one already; else this attempt completes later, by its token.
+        """Return the decision if there is one; otherwise the site completes this attempt later.
 
-        Each attempt registers its own token (requirements W5, W7).
+        Each attempt registers its own task token (requirements W5, W7).
         """
         info = activity.info()
         answer = await self._ask(
@@ -68,22 +68,22 @@ class ExpenseActivities:
                 "activity_id": info.activity_id,
             },
         )
-        if answer == _SUCCEED:
+        if answer == contracts.SUCCEED:
             activity.logger.info(f"Expense {expense_id!r} waits for a decision")
             activity.raise_complete_async()
-        if answer == "ERROR:INVALID_STATE":
+        if answer == contracts.INVALID_STATE:
             state = await self._ask("GET", "/status", expense_id)
             if decision := _DECISION_OF_STATE.get(state):
                 activity.logger.info(f"Expense {expense_id!r} was decided before: {decision}")
                 return decision
-            # Undecided and yet refused: it belongs to another workflow (requirements X7).
+            # Refused although undecided: the expense belongs to another workflow (requirements X7).
         raise _refusal(answer, "register callback failed status: ")
 
     @activity.defn(name=contracts.PAYMENT)
     async def payment_activity(self, expense_id: str) -> None:
         """Pay the expense (requirements W4)."""
         answer = await self._ask("GET", "/action", expense_id, type="payment", is_api_call="true")
-        if answer != _SUCCEED:
+        if answer != contracts.SUCCEED:
             raise _refusal(answer)
         activity.logger.info(f"Expense {expense_id!r} paid")
 
@@ -118,6 +118,6 @@ class ExpenseActivities:
 def _refusal(answer: str, prefix: str = "") -> ApplicationError:
     return ApplicationError(
         prefix + (answer[:_MESSAGE_LIMIT] or "(empty answer)"),
-        type="SiteRefused" if answer.startswith("ERROR:") else "UnexpectedAnswer",
+        type="SiteRefused" if answer.startswith(contracts.ERROR_PREFIX) else "UnexpectedAnswer",
         non_retryable=True,
     )

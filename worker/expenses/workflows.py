@@ -1,4 +1,4 @@
-"""The expense workflow. Changes go behind `workflow.patched`: runs wait here for days."""
+"""The expense workflow. Put changes behind `workflow.patched`: runs wait here for days."""
 
 from datetime import timedelta
 from typing import Final
@@ -25,9 +25,9 @@ class SampleExpenseWorkflow:
 
     @workflow.run
     async def run(self, expense_id: str) -> str:
-        """`COMPLETED` once an approved expense is paid, `""` for any other decision.
+        """Return `COMPLETED` when an approved expense is paid, `""` after any other decision.
 
-        A failed activity fails the run; its error is the cause of the caller's.
+        A failed activity fails the run; its error is the cause of the caller's error.
         """
         await workflow.execute_activity(
             contracts.CREATE_EXPENSE,
@@ -42,7 +42,7 @@ class SampleExpenseWorkflow:
             start_to_close_timeout=timedelta(minutes=10),
             retry_policy=RETRIES,
         )
-        # Without arguments: the SDK appends the ids to the format, and an id may hold a %.
+        # No arguments: the SDK appends the ids to the format, and an id may contain a %.
         workflow.logger.info(f"Expense {expense_id!r}: decision {decision!r}")
         if decision != contracts.APPROVED:
             return ""

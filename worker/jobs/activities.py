@@ -8,7 +8,7 @@ from worker import contracts
 
 @activity.defn(name=contracts.SAY_HELLO)
 async def say_hello_activity(job: contracts.Job) -> contracts.JobResult:
-    """A greeting. With `fail_first_attempt` the first attempt fails and the next one succeeds.
+    """Return a greeting. With `fail_first_attempt` the first attempt fails and the second succeeds.
 
     Raises ValueError, which is not retried, for an empty message (requirements J3).
     """
@@ -16,7 +16,7 @@ async def say_hello_activity(job: contracts.Job) -> contracts.JobResult:
         raise ValueError("msg is empty")
     attempt = activity.info().attempt
     if job.fail_first_attempt and attempt == 1:
-        # BENIGN: asked for, so the worker does not log it as a failure.
+        # BENIGN: the worker does not log the failure, since the job asked for it.
         raise ApplicationError(
             "the first attempt fails, as asked for", category=ApplicationErrorCategory.BENIGN
         )

@@ -1,4 +1,4 @@
-"""The workflow of a job: the shortest way through site, Temporal and worker."""
+"""The workflow of a job, which shows that site, Temporal and worker work together."""
 
 from datetime import timedelta
 from typing import Final
@@ -24,12 +24,12 @@ class SayHelloWorkflow:
 
     @workflow.run
     async def run(self, job: contracts.Job) -> contracts.JobResult:
-        """The greeting, with the attempt that made it. A failed activity fails the run."""
+        """Return the greeting and the number of its attempt. A failed activity fails the run."""
         result: contracts.JobResult = await workflow.execute_activity(
             contracts.SAY_HELLO,
             job,
             result_type=contracts.JobResult,
-            # It only formats a string; what takes longer was lost with its worker.
+            # The activity only formats a string: after 5 s its worker must have died.
             start_to_close_timeout=timedelta(seconds=5),
             retry_policy=RETRIES,
         )

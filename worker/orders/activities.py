@@ -1,10 +1,10 @@
-"""The activities of an order: each asks the site for one step, under the step's own name.
+"""The activities of an order: each asks the site for one step and has the name of the step.
 
-Not retried: what the site refuses (409, with its reason) or cannot read (400, 422). Everything else
-is, without an end: a network error, 5xx, an answer that is not the site's, and 401, 403 or 404,
-which tell of this worker's token or of a wrong address, and not of the order. What undoes a step,
-and what ends an order, is retried whatever goes wrong, since nothing else could mend it (O5).
-Log messages come without arguments: the SDK appends the ids to the format, and an id may hold a %.
+Not retried: a request that the site refuses (409, with its reason) or cannot read (400, 422).
+Everything else is retried without limit: network errors, 5xx, an answer that is not the site's, and
+401, 403 or 404, which come from this worker's token or a wrong address, and not from the order. The
+undo of a step and the end of an order are retried after every error (requirements O5).
+Log messages have no arguments: the SDK appends the ids to the format, and an id may contain a %.
 """
 
 import json
@@ -37,18 +37,18 @@ UNTIL_IT_SUCCEEDS: Final = (
     contracts.CLOSE_ORDER,
 )
 _REFUSALS: Final = frozenset({400, 409, 422})
-# What an answer has, whatever else: another one would stand in the history for ever.
-_STANDING: Final = frozenset({"state", "verdict", "approval_reason", "reason"})
+# The fields that an answer must have before it is recorded in the history.
+_STATE_FIELDS: Final = frozenset({"state", "verdict", "approval_reason", "reason"})
 _EXPECTED: Final = dict.fromkeys((*STEPS, *UNTIL_IT_SUCCEEDS), frozenset({"message"})) | {
-    contracts.AWAIT_APPROVAL: _STANDING,
-    contracts.SETTLE_APPROVAL: _STANDING,
-    contracts.COMPLETE_ORDER: _STANDING,
-    contracts.BEGIN_COMPENSATION: _STANDING,
-    contracts.CLOSE_ORDER: _STANDING,
+    contracts.AWAIT_APPROVAL: _STATE_FIELDS,
+    contracts.SETTLE_APPROVAL: _STATE_FIELDS,
+    contracts.COMPLETE_ORDER: _STATE_FIELDS,
+    contracts.BEGIN_COMPENSATION: _STATE_FIELDS,
+    contracts.CLOSE_ORDER: _STATE_FIELDS,
 }
-# After these a pending order says in how many seconds it is to be asked about again.
-_WAITS: Final = (contracts.AWAIT_APPROVAL, contracts.SETTLE_APPROVAL)
-# A failure is stored in the history for each waiting caller to read.
+# The answers to these say in how many seconds to ask again about a pending order.
+_PENDING_STEPS: Final = (contracts.AWAIT_APPROVAL, contracts.SETTLE_APPROVAL)
+# The history stores each failure text.
 _MESSAGE_LIMIT: Final = 1000
 
 Activity = Callable[[contracts.Step], Awaitable[dict[str, Any]]]
@@ -57,7 +57,7 @@ Activity = Callable[[contracts.Step], Awaitable[dict[str, Any]]]
 class OrderActivities:
     """The activities of OrderWorkflow, bound to one site.
 
-    `fail_at`, a key of contracts.FAIL_AT, has that step of every order fail after its effect
+    `fail_at` is a key of contracts.FAIL_AT: that step of every order fails after its effect
     (requirements O6).
     """
 
@@ -66,7 +66,7 @@ class OrderActivities:
         self._fail_at = fail_at
 
     def all(self) -> list[Activity]:
-        """What a worker registers."""
+        """Return what a worker registers."""
         return [
             *(self._activity(name, retry_all=False) for name in STEPS),
             *(self._activity(name, retry_all=True) for name in UNTIL_IT_SUCCEEDS),
@@ -116,30 +116,30 @@ class OrderActivities:
 
 
 def _segment(ref: str) -> str:
-    """Return an order's reference as one segment of a path, whatever it holds.
+    """Return an order's reference as one segment of a path.
 
-    Any client of Temporal can write the argument of a workflow. Dots are quoted too, since ".." is
-    a segment that clients and proxies resolve.
+    The reference may be any text, since any client of Temporal can start a workflow. Dots are
+    quoted too, since clients and proxies resolve a segment "..".
     """
     return quote(ref, safe="", errors="replace").replace(".", "%2E")
 
 
 def _is_whole(name: str, answer: dict[str, Any]) -> bool:
-    """Whether this is what the site answers to a step."""
+    """Return whether the answer has the fields of the site's answer to the step."""
     if not _EXPECTED[name] <= answer.keys():
         return False
-    if name not in _WAITS or answer["state"] != contracts.PENDING:
+    if name not in _PENDING_STEPS or answer["state"] != contracts.PENDING:
         return True
     seconds = answer.get("seconds_left")
     return isinstance(seconds, int) and 1 <= seconds <= contracts.LONGEST_APPROVAL_SECONDS
 
 
 def _detail(response: httpx.Response) -> str:
-    """The site's own words in its problem details; "" where it has none."""
+    """Return the site's reason from its problem details; "" if there is none."""
     try:
         problem = response.json()
     except ValueError:
         return ""
     detail = problem.get("detail") if isinstance(problem, dict) else None
-    # Storable, since the SDK cannot report a failure whose text has lone surrogates.
+    # The SDK cannot report a failure whose text has lone surrogates.
     return contracts.storable(detail)[:_MESSAGE_LIMIT] if isinstance(detail, str) else ""

@@ -1,10 +1,10 @@
-"""The order workflow: approval where it is needed, and a saga of steps. Changes go behind
-`workflow.patched`: runs wait here for days.
+"""The order workflow: approval where an order needs it, then a saga of steps.
 
-The site's records decide each fork (approved or not, completed or compensated), by
-compare-and-set; this workflow asks, and does what it is told. So neither a late signal nor a lost
-answer can make it contradict them. Nor does it say what a signal was: the site reads the signals
-from the history of the run.
+Put changes behind `workflow.patched`: runs wait here for days.
+
+The workflow takes no decision. It asks the site, whose records decide each fork (approved or not,
+completed or compensated) by compare-and-set, so neither a late signal nor a lost answer can make
+the workflow contradict them. The site reads the signals from the history of the run.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ RETRIES: Final = RetryPolicy(
     maximum_interval=timedelta(seconds=30),
     maximum_attempts=0,
 )
-# However many signals come, the site is asked about them once in so many seconds.
+# The workflow asks the site about signals once in this many seconds at most.
 PAUSE_SECONDS: Final = 1
 _UNDOES: Final = frozenset(undo for _, undo in contracts.SAGA)
 
@@ -54,7 +54,7 @@ class Event:
 
 @dataclass
 class Status:
-    """What the query `get_status` answers (requirements O3)."""
+    """The answer to the query `get_status` (requirements O3)."""
 
     order_id: str
     status: str
@@ -67,8 +67,8 @@ class Status:
 
 @workflow.defn(name=contracts.ORDER_WORKFLOW)
 class OrderWorkflow:
-    """Wait for the decision if one is needed, then check, reserve, pay and send; what fails is
-    undone in reverse (requirements O1-O5)."""
+    """Wait for the decision if one is needed, then check, reserve, pay and send. After a failure
+    undo the steps in reverse (requirements O1-O5)."""
 
     @workflow.init
     def __init__(self, order: contracts.Order) -> None:
@@ -78,48 +78,48 @@ class OrderWorkflow:
         )
         self._approval = "pending" if order.needs_approval else "not_required"
         self._approval_reason = ""
-        # Whether a signal came since the site was last asked to look for one.
+        # A signal came since the workflow last asked the site about signals.
         self._signalled = False
         self._answers: dict[str, dict[str, Any]] = {}
 
     @workflow.run
     async def run(self, order: contracts.Order) -> contracts.OrderResult:
-        """The result of an order that was completed or cancelled.
+        """Return the result of a completed or cancelled order.
 
-        A failed order fails the run, when all is undone, with the reason of the step that failed;
-        a run that was cancelled in Temporal ends as cancelled, when all is undone.
+        A failed order fails the run with the reason of the failed step. A run that was cancelled
+        in Temporal ends as cancelled. In both cases all steps are undone first.
         """
         try:
             if order.needs_approval and not await self._is_approved():
                 return self._result(contracts.ORDER_CANCELLED, self._status.failure_reason or "")
             for step, _ in contracts.SAGA:
                 self._answers[step] = await self._ask(step)
-            # Not to be interrupted: its answer tells whether there is anything to undo.
-            standing = await _shielded(self._ask(contracts.COMPLETE_ORDER))
-            if standing["state"] != contracts.ORDER_COMPLETED:
-                raise ApplicationError(standing["reason"], type="NotCompleted")
+            # A cancellation must not interrupt this: the answer says whether to undo the steps.
+            answer = await _shielded(self._ask(contracts.COMPLETE_ORDER))
+            if answer["state"] != contracts.ORDER_COMPLETED:
+                raise ApplicationError(answer["reason"], type="NotCompleted")
         except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
             return await _shielded(self._compensate(error))
         return await _shielded(self._complete())
 
     @workflow.signal(dynamic=True)
     def any_signal(self, name: str, arguments: Sequence[RawValue]) -> None:
-        """Have the site look for `approve_order(reason)` and `reject_order(reason)` (O3).
+        """Make the workflow ask the site about `approve_order(reason)` and `reject_order(reason)`.
 
-        It takes any name and leaves the arguments undecoded: a handler that fails would stop the
-        run, and the SDK drops a signal whose arguments it cannot decode.
+        This handler takes any name and leaves the arguments undecoded (requirements O3): a handler
+        that fails would stop the run, and the SDK drops a signal whose arguments it cannot decode.
         """
         self._signalled = True
 
     @workflow.query
     def get_approval_status(self) -> str:
-        """`pending`, `approved`, `rejected`, `expired`, `not_required`, or `undecided` where the
-        order ended before a decision."""
+        """Return `pending`, `approved`, `rejected`, `expired`, `not_required`, or `undecided` if
+        the order ended before a decision."""
         return self._approval
 
     @workflow.query
     def get_approval_reason(self) -> str:
-        """Why it was decided so; "" before."""
+        """Return the reason of the decision; "" before there is one."""
         return self._approval_reason
 
     @workflow.query
@@ -127,36 +127,37 @@ class OrderWorkflow:
         return self._status
 
     async def _is_approved(self) -> bool:
-        """Wait for the decision until the site says that there is one, or that the window is over.
+        """Wait until the site has a decision or the window is over.
 
-        The site says how long to wait, and this run's own timer measures it, so that the clocks of
-        Temporal and of the site need not agree.
+        The site says how long to wait, and a timer of this run measures that time, so the clocks
+        of Temporal and of the site need not agree.
         """
-        standing = await self._ask(contracts.AWAIT_APPROVAL)
-        while standing["state"] == contracts.PENDING:
+        answer = await self._ask(contracts.AWAIT_APPROVAL)
+        while answer["state"] == contracts.PENDING:
             with contextlib.suppress(TimeoutError):
                 await workflow.wait_condition(
-                    lambda: self._signalled, timeout=timedelta(seconds=standing["seconds_left"])
+                    lambda: self._signalled, timeout=timedelta(seconds=answer["seconds_left"])
                 )
             self._signalled = False
-            standing = await self._ask(contracts.SETTLE_APPROVAL)
-            if standing["state"] == contracts.PENDING:
+            answer = await self._ask(contracts.SETTLE_APPROVAL)
+            if answer["state"] == contracts.PENDING:
                 await workflow.sleep(PAUSE_SECONDS)
-        self._hear(standing)
-        # Completed, it is carried out once more from the records: an earlier run was terminated.
-        if standing["state"] in (contracts.RUNNING, contracts.ORDER_COMPLETED):
+        self._record_decision(answer)
+        # If an earlier run was terminated after the completion, this run repeats the steps, which
+        # the records answer.
+        if answer["state"] in (contracts.RUNNING, contracts.ORDER_COMPLETED):
             self._status.status = contracts.RUNNING
             return True
-        if standing["state"] == contracts.ORDER_CANCELLED and self._approval != "approved":
-            self._status.failure_reason = standing["reason"]
+        if answer["state"] == contracts.ORDER_CANCELLED and self._approval != "approved":
+            self._status.failure_reason = answer["reason"]
             return False
-        raise ApplicationError(standing["reason"], type="NotRunning", non_retryable=True)
+        raise ApplicationError(answer["reason"], type="NotRunning", non_retryable=True)
 
-    def _hear(self, standing: dict[str, Any]) -> None:
-        """The decision that was taken, or that there will be none."""
-        if standing["verdict"]:
-            self._approval = standing["verdict"].lower()
-            self._approval_reason = standing["approval_reason"]
+    def _record_decision(self, answer: dict[str, Any]) -> None:
+        """Keep the decision for the queries, or the fact that there will be none."""
+        if answer["verdict"]:
+            self._approval = answer["verdict"].lower()
+            self._approval_reason = answer["approval_reason"]
         elif self._approval == "pending":
             self._approval = "undecided"
 
@@ -165,47 +166,47 @@ class OrderWorkflow:
         try:
             await self._ask(contracts.SEND_CONFIRMATION)
         except ActivityError as error:
-            # Its failure is among the events; the order stays completed.
+            # The order stays completed; the events contain the failure.
             workflow.logger.warning(f"Order {self._order.order!r}: {_reason(error)}")
         self._status.current_step = None
         return self._result(contracts.ORDER_COMPLETED, "Order processed successfully")
 
     async def _compensate(self, error: BaseException) -> contracts.OrderResult:
-        """Undo in reverse what may have been done, and end as the site decides."""
+        """Undo in reverse the steps that may have been done, and end as the site decides."""
         cancelled = is_cancelled_exception(error)
         failed_step = self._status.current_step or ""
         self._status.status = contracts.COMPENSATING
-        standing = await self._ask(
+        answer = await self._ask(
             contracts.BEGIN_COMPENSATION,
             failed_step=failed_step,
             reason="" if cancelled else _reason(error),
             cancelled=cancelled,
         )
-        self._hear(standing)
-        if standing["state"] == contracts.ORDER_COMPLETED:
+        self._record_decision(answer)
+        if answer["state"] == contracts.ORDER_COMPLETED:
             await self._ask(contracts.COMPLETE_ORDER)
             return await self._complete()
-        self._status.failure_reason = standing["reason"]
-        # The record knows what was begun, by a run that was terminated before this one too.
+        self._status.failure_reason = answer["reason"]
+        # The record knows the steps that this run and earlier, terminated runs began.
         for step, undo in reversed(contracts.SAGA):
-            if undo and step in standing.get("begun", ()):
+            if undo and step in answer.get("begun", ()):
                 self._status.compensation_triggered = True
                 await self._ask(undo)
-        standing = await self._ask(contracts.CLOSE_ORDER)
-        self._status.status = standing["state"]
+        answer = await self._ask(contracts.CLOSE_ORDER)
+        self._status.status = answer["state"]
         self._status.current_step = None
-        if standing["state"] != contracts.ORDER_CANCELLED:
+        if answer["state"] != contracts.ORDER_CANCELLED:
             self._status.status = contracts.FAILED
-            # Alone: a run after the one that failed has another error of its own.
+            # Without a cause: this run's own error may differ from the reason on the record.
             raise ApplicationError(
-                standing["reason"], type="OrderFailed", non_retryable=True
+                answer["reason"], type="OrderFailed", non_retryable=True
             ) from None
         if cancelled:
             raise asyncio.CancelledError
-        return self._result(contracts.ORDER_CANCELLED, standing["reason"])
+        return self._result(contracts.ORDER_CANCELLED, answer["reason"])
 
     async def _ask(self, step: str, **details: Any) -> dict[str, Any]:
-        """Have the site carry out a step. Raises ActivityError."""
+        """Ask the site to carry out a step. Raises ActivityError."""
         undoes = step in _UNDOES
         self._note(step, "started")
         try:
@@ -244,16 +245,16 @@ class OrderWorkflow:
 
 
 def _reason(error: BaseException) -> str:
-    """The words of what went wrong first."""
+    """Return the message of the first cause."""
     while error.__cause__ is not None:
         error = error.__cause__
-    # Without the type that the SDK puts before it.
-    # Storable, or the site would refuse it each time.
+    # `message` lacks the type that the SDK puts before it in str(). The site would refuse a text
+    # that it cannot store.
     return contracts.storable(error.message if isinstance(error, FailureError) else str(error))
 
 
 async def _shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Finish it, though the run is cancelled meanwhile."""
+    """Finish the work even if the run is cancelled meanwhile."""
     task = asyncio.create_task(work)
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):
