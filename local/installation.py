@@ -1,4 +1,4 @@
-"""The files of a local installation, and what must be true before Django reads its settings."""
+"""The files of a local installation, and the environment of `up` before Django's settings load."""
 
 import os
 import secrets
@@ -6,10 +6,8 @@ import signal
 import sys
 import tempfile
 from argparse import ArgumentParser
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 import dotenv
 from cryptography.fernet import Fernet
@@ -21,15 +19,28 @@ if sys.platform != "win32":
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
-# Made at the first start. The site and the relay need them; the worker and Temporal do not.
+# The first start makes them. The site and the relay need them; the worker and Temporal do not.
 SECRETS: Final = ("SECRET_KEY", "EXPENSES_FERNET_KEYS")
+# The settings of one start, which commands in other terminals read from settings.env.
+RECORDED: Final = (
+    "DATABASE_URL",
+    "EXPENSES_SITE_URL",
+    "ORDERS_APPROVAL_SECONDS",
+    "ORDERS_APPROVAL_THRESHOLD",
+    "ORDERS_SIGNAL_DECISIONS",
+    "ORDERS_SIGNAL_LIMIT",
+    "TEMPORAL_ADDRESS",
+    "TEMPORAL_CONFIG_FILE",
+    "TEMPORAL_NAMESPACE",
+    "TEMPORAL_UI_URL",
+)
 
-# Open, and locked, while this process is the one `up` of its data directory.
+# The descriptor of the lock file while this process holds the lock on its data directory.
 _lock: int | None = None
 
 
 def is_locked() -> bool:
-    """Whether :func:`prepare` found no other `up` on the data directory."""
+    """Return whether :func:`prepare` found no other `up` on the data directory."""
     return _lock is not None
 
 
@@ -43,26 +54,34 @@ def add_data_dir(parser: ArgumentParser) -> None:
 
 
 def prepare(arguments: list[str]) -> None:
-    """Make this process `up` on the data directory that `arguments` name.
+    """Prepare the environment and the data directory of `up` with these arguments.
 
-    Call before Django's settings load: they need the secrets that the first start makes here, and
-    would take the addresses of an earlier start for this one's. Exits with a sentence where the
-    directory cannot be used.
+    Call this before Django's settings load: they need the secrets that the first start makes here,
+    and must not read the settings of an earlier start. Exits with a sentence if the directory
+    cannot be used.
     """
-    os.umask(0o077)  # what this process and its children write is their owner's
+    os.umask(0o077)  # nobody else may read the files of this process and its children
     for number in stop_signals():
-        # Nothing runs yet; the supervisor takes over when something does.
+        # The supervisor replaces these handlers when it starts the children.
         signal.signal(number, lambda *_: sys.exit())
     if "MAKELEVEL" in os.environ:
         die_with(os.getppid(), signal.SIGTERM)
 
+    # This start uses its own Temporal server, whatever the person's own settings are.
+    for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
+        if name != "TEMPORAL_CLI_PATH":
+            del os.environ[name]
+    for name in RECORDED:
+        if os.environ.get(name) == "":
+            del os.environ[name]
     parser = ArgumentParser(prog="manage.py up", add_help=False)
     add_data_dir(parser)
     directory = Path(parser.parse_known_args(arguments)[0].data_dir).resolve()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if _take_lock(directory):
-            _make_secrets(directory)
+            made = secrets.token_urlsafe(48), Fernet.generate_key().decode()
+            record(directory, dict(zip(SECRETS, made, strict=True)))
     except OSError as error:
         sys.exit(
             f"The data directory {directory} cannot be used: {error.strerror}. "
@@ -71,43 +90,36 @@ def prepare(arguments: list[str]) -> None:
 
     os.environ["EXPENSES_DATA_DIR"] = str(directory)
     os.environ["DEBUG"] = "0"
-    for name, value in {
-        "EXPENSES_PROTOCOL_ACCESS": "open",
-        "DATABASE_URL": f"sqlite:///{quote(str(directory / 'db.sqlite3'))}",
-        "EXPENSES_SITE_URL": "",
-        "ORDERS_APPROVAL_THRESHOLD": "1000",
-        "ORDERS_APPROVAL_SECONDS": "300",
-        "ORDERS_SIGNAL_DECISIONS": "",  # as the access mode has it
-        "ORDERS_SIGNAL_LIMIT": "2000",
-    }.items():
-        os.environ[name] = os.environ.get(name) or value
-    # The embedded server is the one that is used, whatever this person's own settings are.
-    for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
-        if name != "TEMPORAL_CLI_PATH":
-            del os.environ[name]
+    os.environ["EXPENSES_PROTOCOL_ACCESS"] = os.environ.get("EXPENSES_PROTOCOL_ACCESS") or "open"
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that ask `up` to stop; not SIGHUP where `nohup` has it ignored."""
+    """Return the signals that ask `up` to stop; without SIGHUP under `nohup`, which ignores it."""
     signals = [signal.SIGINT, signal.SIGTERM]
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signals.append(signal.SIGHUP)
     return signals
 
 
-def record(directory: Path, addresses: Mapping[str, str]) -> None:
-    """Put the addresses of this start into `settings.env`, and keep what else it says."""
+def record(directory: Path, defaults: dict[str, str] | None = None) -> None:
+    """Write the settings of this start to `settings.env` in place of an earlier start's.
+
+    The file keeps its other settings; `defaults` are added where it lacks them.
+    """
     path = directory / "settings.env"
-    settings = dotenv.dotenv_values(path, interpolate=False) | dict(addresses)
+    stored = dotenv.dotenv_values(path, interpolate=False)
+    kept = {name: value for name, value in stored.items() if value and name not in RECORDED}
+    now = {name: os.environ[name] for name in RECORDED if name in os.environ}
+    settings = (defaults or {}) | kept | now
     lines = [
-        "{}='{}'\n".format(name, (value or "").replace("\\", "\\\\").replace("'", "\\'"))
+        "{}='{}'\n".format(name, value.replace("\\", "\\\\").replace("'", "\\'"))
         for name, value in settings.items()
     ]
     write_private(path, "".join(lines))
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a file at once, readable by its owner only; on the disk when this returns."""
+    """Replace a file atomically, readable by its owner only, and sync it to the disk."""
     descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
@@ -117,7 +129,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def _take_lock(directory: Path) -> bool:
-    """Whether no other `up` had it; it is held until this process ends."""
+    """Lock the directory until this process ends; False if another `up` has the lock."""
     global _lock
     lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     if sys.platform != "win32":
@@ -127,16 +139,3 @@ def _take_lock(directory: Path) -> bool:
             return False
     _lock = lock
     return True
-
-
-def _make_secrets(directory: Path) -> None:
-    existing = dotenv.dotenv_values(directory / "settings.env")
-    made = dict(
-        zip(
-            SECRETS,
-            (secrets.token_urlsafe(48), Fernet.generate_key().decode()),
-            strict=True,
-        )
-    )
-    if missing := {name: value for name, value in made.items() if not existing.get(name)}:
-        record(directory, missing)

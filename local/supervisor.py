@@ -1,6 +1,7 @@
-"""Processes that run together: started, restarted when they die, stopped in order.
+"""Start processes, restart them when they die, and stop them in order.
 
-Knows no Django. Single-threaded, since the kernel ties a child's death to the thread that made it.
+Knows no Django. Single-threaded, since the kernel kills a child when the thread that started it
+ends.
 """
 
 import contextlib
@@ -18,17 +19,17 @@ from typing import Final, Self
 from expensesite.processes import die_with
 
 TICK: Final = 0.2
-# A child that ends by itself so soon keeps dying: the next start waits, longer each time.
+# After a life shorter than this the next start waits, longer each time.
 BRIEF: Final = 5.0
 LONGEST_PAUSE: Final = 10.0
 STOP_GRACE: Final = 10.0
-# From then on a slow start says what it waits for.
+# After this the console says what a slow start waits for.
 PATIENCE: Final = 5.0
 LARGEST_LOG: Final = 10_000_000
 
 
 class Child:
-    """A command that is run again and again, each time in a session of its own."""
+    """A command that the supervisor restarts, each time in a session of its own."""
 
     def __init__(
         self,
@@ -49,11 +50,11 @@ class Child:
         self._directory = directory
         self._started_at = 0.0
         self._log_start = 0
-        # Where in the old log this start's output begins; None where the log has all of it.
+        # Where this start's output begins in the old log; None if the log contains all of it.
         self._old_log_start: int | None = None
 
     def start(self) -> None:
-        """Raises OSError where the system refuses."""
+        """Start the process. Raises OSError if the system refuses."""
         self._started_at = time.monotonic()
         self.log.parent.mkdir(exist_ok=True)
         self.rotate_log()
@@ -74,17 +75,17 @@ class Child:
         return self.process is not None and self.process.poll() is not None
 
     def kill(self) -> None:
-        """Kill its process group, which may outlive it."""
+        """Kill the process group, which may outlive the process."""
         if self.process is None:
             return
         if sys.platform == "win32":
             self.process.kill()
         else:
-            with contextlib.suppress(ProcessLookupError):  # nothing of it is left
+            with contextlib.suppress(ProcessLookupError):  # the group has ended
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def bury(self) -> int:
-        """Kill what is left of it; its exit code, negative for the signal that ended it."""
+        """Kill the process group; return the exit code, or the negative number of a signal."""
         assert self.process is not None  # noqa: S101
         self.kill()
         code = self.process.wait()
@@ -92,7 +93,7 @@ class Child:
         return code
 
     def pause(self, *, killed: bool = False) -> float:
-        """Set the time of its next start; the seconds until then."""
+        """Set the time of the next start; return the seconds until then."""
         now = time.monotonic()
         brief = now - self._started_at < BRIEF and not killed
         self._brief_lives = self._brief_lives + 1 if brief else 0
@@ -101,10 +102,10 @@ class Child:
         return seconds
 
     def rotate_log(self) -> None:
-        """Move the log's content to the old log when it is large.
+        """Move the content of a large log to the old log.
 
-        The child goes on writing at the new end, since it appends. What it writes between the copy
-        and the cut is lost.
+        The child appends, so it goes on writing at the new end. Lines that it writes between the
+        copy and the cut are lost.
         """
         try:
             surplus = self.log.stat().st_size - LARGEST_LOG
@@ -115,14 +116,14 @@ class Child:
                 shutil.copyfileobj(log, old)
         except FileNotFoundError:
             return
-        except OSError:  # no room for a copy, and cutting the log makes some
+        except OSError:  # the disk has no room for a copy; cutting the log makes room
             surplus = self._log_start
         os.truncate(self.log, 0)
         self._old_log_start = max(self._log_start - surplus, 0)
         self._log_start = 0
 
     def output(self) -> str:
-        """What it wrote since its last start, as far as the logs still have it."""
+        """Return the output since the last start, as far as the logs still contain it."""
         written = _read_from(self.log, self._log_start)
         if self._old_log_start is not None:
             written = _read_from(self._old_log, self._old_log_start) + written
@@ -143,14 +144,14 @@ def _read_from(path: Path, start: int) -> bytes:
 
 
 class Supervisor:
-    """Runs children until one of `signals` arrives. Use as a context manager.
+    """Run children until one of `signals` arrives. Use it as a context manager.
 
-    Leaving it stops the children, the last started first, each with SIGTERM, :data:`STOP_GRACE`
-    seconds and then SIGKILL to its process group; SIGINT meanwhile kills all of them at once. Where
-    this process is killed itself, the kernel kills the children (Linux).
+    At the end the children stop, the last started first: each gets SIGTERM and, after
+    :data:`STOP_GRACE` seconds, its process group gets SIGKILL. A second SIGINT kills all of them at
+    once. If this process is killed, the kernel kills the children (Linux).
 
-    `say` is called with a line for the console, `changed` with the process ids by name after each
-    start; `logs` is the directory of the log files.
+    `say` gets lines for the console, `changed` the process ids by name after each start. `logs` is
+    the directory of the log files.
     """
 
     def __init__(
@@ -196,9 +197,9 @@ class Supervisor:
         environment: Mapping[str, str] | None = None,
         directory: Path | None = None,
     ) -> Child:
-        """Start a child and keep it running, in this directory.
+        """Start a child in `directory` and keep it running.
 
-        `environment` is the whole of it; None is this process's own.
+        `environment` is the child's whole environment; None means this process's own.
         """
         child = Child(
             name,
@@ -212,16 +213,16 @@ class Supervisor:
         return child
 
     def run(self, name: str, command: Sequence[str]) -> tuple[bool, str]:
-        """Run a command once, beside the children: whether it succeeded, and its output."""
+        """Run a command once beside the children; return whether it succeeded, and its output."""
         child = Child(name, command, log=self._logs / f"{name}.log")
         child.start()
         self.wait(child.has_ended)
         return child.bury() == 0, child.output()
 
     def wait(self, until: Callable[[], bool] = lambda: False, what: str = "") -> bool:
-        """Keep the children running until `until()` is true; False when asked to stop first.
+        """Keep the children running until `until()` is true; False if a stop is requested first.
 
-        When it takes long, the console says once that this waits for `what`.
+        After :data:`PATIENCE` the console says once that `up` waits for `what`.
         """
         said = False
         while not self._stopping:
@@ -263,6 +264,6 @@ class Supervisor:
         self._say("\n".join(lines))
 
     def _note_stop_request(self, number: int, _: object) -> None:
-        # Only Ctrl-C hurries: `make` passes a SIGTERM on that its process group has got already.
+        # A second SIGTERM means nothing: `make` repeats the one that its process group got already.
         self._in_a_hurry |= self._stopping and number == signal.SIGINT
         self._stopping = True

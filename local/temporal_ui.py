@@ -1,12 +1,12 @@
-"""Run Temporal's dev server, with its Web UI behind a proxy that no other web page gets past.
+"""Run Temporal's dev server with its Web UI behind a proxy that refuses other web pages.
 
-The UI answers under any Host and hands out its CSRF cookie there: a page whose name is rebound to
-127.0.0.1 could approve an order by a signal. So the UI listens where no page can guess, and this
-proxy passes on to it what is addressed to the loopback name that a person types, and comes from no
+The UI answers under any Host and gives out its CSRF cookie there: a page whose name is rebound to
+127.0.0.1 could approve an order by a signal. So the UI listens on an address that no page can
+guess. The proxy passes on requests for the loopback names that a person types, if they come from no
 other origin.
 
-`python -m local.temporal_ui PORT UI_HOST UI_PORT DIRECTORY COMMAND…` becomes the
-command, run in the directory. The proxy is a child that it makes before, and dies with it.
+`python -m local.temporal_ui PORT UI_HOST UI_PORT DIRECTORY COMMAND…` starts the proxy as a child
+process and then executes the command in the directory. The proxy dies with the command.
 """
 
 import asyncio
@@ -23,17 +23,17 @@ from expensesite.processes import die_with
 
 LARGEST_HEAD: Final = 32_768
 HEAD_SECONDS: Final = 10.0
-# The UI waits for new events with requests that stay open.
+# The UI keeps requests open while it waits for new events.
 IDLE_SECONDS: Final = 120.0
 MOST_CONNECTIONS: Final = 100
 _REQUEST_LINE = re.compile(rb"[A-Z]+ /[^\s\x00-\x20]* HTTP/1\.[01]")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\x00]*?)[ \t]*")
-# The proxy passes one request over a connection, so that none goes unchecked.
+# The proxy passes one request over a connection, so it checks every request.
 _OF_THE_CONNECTION: Final = {b"connection", b"keep-alive", b"upgrade", b"proxy-connection"}
 
 
 class Refused(Exception):
-    """The request does not reach the UI; `status` is the answer."""
+    """The proxy does not pass the request on, and answers with `status`."""
 
     def __init__(self, status: HTTPStatus, reason: str) -> None:
         super().__init__(reason)
@@ -41,9 +41,9 @@ class Refused(Exception):
 
 
 def checked(head: bytes, *, port: int) -> bytes:
-    """The head as it goes to the UI.
+    """Return the head of the request for the UI.
 
-    Raises Refused where the request is for another Host, or from a page of another origin.
+    Raises Refused if the request is for another Host, or from a page of another origin.
     """
     line, *lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
     fields = [_FIELD.fullmatch(field) for field in lines]
@@ -61,7 +61,7 @@ def checked(head: bytes, *, port: int) -> bytes:
 
 
 class Proxy:
-    """Answers on `port` of the loopback for the UI at `upstream`."""
+    """Answers on `port` of the loopback address for the UI at `upstream`."""
 
     def __init__(self, port: int, upstream: tuple[str, int]) -> None:
         self._port = port
@@ -81,7 +81,7 @@ class Proxy:
             )
             writer.write(head.encode() + body)
         except (OSError, asyncio.IncompleteReadError, TimeoutError):
-            pass  # one of the two has gone, or says nothing more
+            pass  # the client or the UI has gone, or was silent for too long
         finally:
             self._open -= 1
             writer.close()
@@ -114,7 +114,7 @@ class Proxy:
         ui_reader: asyncio.StreamReader,
         ui_writer: asyncio.StreamWriter,
     ) -> None:
-        """Copy both ways until the UI has answered, or nothing moves any more."""
+        """Copy both ways until the UI has answered, or nothing moves for IDLE_SECONDS."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(IDLE_SECONDS) as idle:
 
@@ -152,7 +152,7 @@ def main(port: str, ui_host: str, ui_port: str, directory: str, *command: str) -
 
 
 def command(port: int, ui: tuple[str, int], directory: str, temporal: Sequence[str]) -> list[str]:
-    """The command that runs `temporal` in the directory, and the proxy on this port for its UI."""
+    """Return the command that runs `temporal` in the directory and its UI's proxy on `port`."""
     module = [sys.executable, "-m", "local.temporal_ui"]
     return [*module, str(port), ui[0], str(ui[1]), directory, *temporal]
 

@@ -1,4 +1,4 @@
-"""`manage.py up` as a person runs it: a real subprocess, real servers (design, Processes)."""
+"""`manage.py up` as a person runs it: a real subprocess and real servers (E13)."""
 
 import json
 import os
@@ -44,7 +44,7 @@ CHILDREN = ("temporal", "web", "worker", "relay")
 
 
 def environment(**more: str) -> dict[str, str]:
-    """What a person's shell has; nothing of the suite's own settings."""
+    """A person's environment, without the suite's own settings."""
     return {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | more
 
 
@@ -100,7 +100,7 @@ class Up:
         return [sys.executable, str(MANAGE), "up", *ports, data_dir, *options]
 
     def start(self, *options: str, under: Sequence[str] = (), **more: str) -> None:
-        """Returns when it has printed `ready <url>`; `under` is a command that runs it."""
+        """Return when `up` has printed `ready <url>`; `under` is a command that runs it."""
         with self.console.open("w") as console:
             self.process = subprocess.Popen(
                 [*under, *self.command(*options)],
@@ -116,7 +116,7 @@ class Up:
         return self.console.read_text()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Stop it; it must end in order and leave nothing behind."""
+        """Stop `up`, which must end in order and leave nothing behind."""
         sessions = set(self.pids().values())
         self.process.send_signal(number)
         assert self.process.wait(timeout=45) == 0, self.said()
@@ -138,7 +138,7 @@ class Up:
         return (self.directory / "logs" / f"{name}.log").read_text()
 
     def manage(self, *arguments: str) -> "subprocess.Popen[str]":
-        """Another command in another terminal, told of nothing but the data directory."""
+        """Run a command in another terminal, which knows the data directory and nothing else."""
         return subprocess.Popen(
             [sys.executable, str(MANAGE), *arguments],
             env=self.environment,
@@ -159,7 +159,7 @@ class Up:
         return json.loads(answer.stdout) if answer.returncode == 0 else None
 
     def get(self, path: str, **params: str) -> str:
-        """The body; the exception's name where there is no answer."""
+        """The body, or the name of the exception if there is no answer."""
         try:
             return self.http.get(path, params=params).text
         except httpx.TransportError as error:
@@ -177,8 +177,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         running.process.wait()
 
 
-def test_first_start_makes_the_files_of_an_installation(up: Up) -> None:
-    """design, Processes: settings, credentials and processes files; secrets are its owner's."""
+def test_the_first_start_makes_the_files_of_an_installation(up: Up) -> None:
+    """E13, X8: settings, credentials and process ids; only the owner can read secrets."""
     for name in ("settings.env", "credentials.json"):
         assert stat.S_IMODE((up.directory / name).stat().st_mode) == 0o600
     credentials = up.credentials()
@@ -195,14 +195,14 @@ def test_first_start_makes_the_files_of_an_installation(up: Up) -> None:
     settings = (up.directory / "settings.env").read_text()
     for name in ("SECRET_KEY", "EXPENSES_FERNET_KEYS"):
         assert re.search(rf"^{name}='.{{40,}}'$", settings, re.MULTILINE)
-    # Empty: whether signals decide follows the access mode (requirements O3).
-    assert {"ORDERS_SIGNAL_DECISIONS=''", "ORDERS_SIGNAL_LIMIT='2000'"} <= {*settings.split("\n")}
-    # Neither a stray `runserver` nor a deployment from this directory is open to its machine.
+    # Nobody chose them: commands in other terminals have the same defaults as the site.
+    assert "ORDERS_" not in settings
+    # A stray `runserver` or a deployment from this directory must not be open to its machine.
     assert "EXPENSES_PROTOCOL_ACCESS" not in settings
 
 
 def test_console_says_where_everything_is(up: Up) -> None:
-    """design, Processes: addresses, the sign-in, one next step; no colours where nobody looks."""
+    """E13: addresses, the sign-in, one next step; no colours in a file."""
     assert f"{up.url}/list" in up.said()
     assert f"{up.url}/admin/" in up.said()
     assert f"http://127.0.0.1:{up.ports[2]}" in up.said()
@@ -212,7 +212,7 @@ def test_console_says_where_everything_is(up: Up) -> None:
 
 
 def test_users_sign_in_with_password_and_token(up: Up) -> None:
-    """design, Processes and Access: the file's passwords and tokens are the database's."""
+    """X8: the file contains the passwords and tokens of the database."""
     for role, entry in up.credentials().items():
         if role != "worker":
             with httpx.Client(base_url=up.url, trust_env=False) as browser:
@@ -229,7 +229,7 @@ def test_users_sign_in_with_password_and_token(up: Up) -> None:
 
 
 def test_temporal_keeps_histories_for_30_days(up: Up) -> None:
-    """design, Processes: retention 30 days."""
+    """W7: the dev server's default is one day."""
     namespace = up.temporal("operator", "namespace", "describe", "--namespace", "default")
     assert namespace["config"]["workflowExecutionRetentionTtl"] == "2592000s"
 
@@ -255,7 +255,7 @@ def test_temporal_keeps_histories_for_30_days(up: Up) -> None:
 def test_what_a_person_can_fix_is_one_sentence(
     options: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
-    """E13; design, Processes: a port in use is named with its option. Nothing is started."""
+    """E13: a port in use is named with its option. Nothing starts."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         refused = subprocess.run(
@@ -272,8 +272,8 @@ def test_what_a_person_can_fix_is_one_sentence(
     assert not (tmp_path / "processes.json").exists()
 
 
-def test_one_up_for_a_data_directory(up: Up) -> None:
-    """Two would share a database file of Temporal."""
+def test_a_second_up_on_a_data_directory_is_refused(up: Up) -> None:
+    """E13: two would share a database file of Temporal."""
     ports = [
         f"{name}={port}"
         for name, port in zip(OPTIONS, [free_port() for _ in range(3)], strict=True)
@@ -286,9 +286,9 @@ def test_one_up_for_a_data_directory(up: Up) -> None:
 
 
 def test_secrets_go_only_where_they_are_needed(up: Up) -> None:
-    """X8: Temporal gets nothing of the product's settings; the worker gets its token, and neither
-    the site's secrets nor its database; nobody else gets that token."""
-    secret = {"SECRET_KEY", "EXPENSES_FERNET_KEYS", "DATABASE_URL"}
+    """X8: Temporal gets none of the product's settings. The worker alone gets its token, and
+    neither the site's secrets nor its database."""
+    secret = {"SECRET_KEY", "EXPENSES_FERNET_KEYS"}
     # Python sets LC_CTYPE where a shell sets no locale.
     system = {"PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"}
     system.add("TEMPORAL_CONFIG_FILE")
@@ -312,7 +312,7 @@ def test_secrets_go_only_where_they_are_needed(up: Up) -> None:
     assert set().union(*names["temporal"]) <= system
     for found in names["worker"]:
         assert "EXPENSES_SITE_TOKEN" in found
-        assert not found & secret
+        assert not found & {*secret, "DATABASE_URL"}
     for found in names["web"] + names["relay"]:
         assert "EXPENSES_SITE_TOKEN" not in found
         assert found >= secret
@@ -337,8 +337,8 @@ def listening(session: int) -> set[tuple[str, int]]:
 
 
 def test_no_page_reaches_temporal(up: Up) -> None:
-    """X8: whatever Temporal's processes listen on under 127.0.0.1, a page that rebinds its name
-    gets nothing from it, and without a rebound name only the UI for its own origin."""
+    """X8: a page that rebinds its name to 127.0.0.1 gets nothing from any port of Temporal's
+    processes. Other pages reach only the UI, and only from the UI's own origin."""
     ui = up.ports[2]
     asked = "/api/v1/namespaces"
     found = listening(up.pids()["temporal"])
@@ -368,9 +368,8 @@ def test_no_page_reaches_temporal(up: Up) -> None:
         assert refused.status_code == 403
 
 
-def test_temporal_ui_in_a_browser(up: Up, browser: Browser) -> None:
-    """X8: the UI lists a workflow as before; a page under a rebound name is refused, and cannot
-    post to it."""
+def test_only_pages_of_the_temporal_ui_reach_it(up: Up, browser: Browser) -> None:
+    """X8: the UI lists a workflow; a page under a rebound name is refused and cannot post."""
     ui = f"http://127.0.0.1:{up.ports[2]}"
     assert up.manage("startexpense", "in-the-ui").wait(timeout=60) == 0
     page = browser.new_page()
@@ -389,8 +388,8 @@ def test_temporal_ui_in_a_browser(up: Up, browser: Browser) -> None:
     page.close()
 
 
-def test_request_to_the_ui_that_is_never_whole(up: Up) -> None:
-    """X11: a header without an end is refused; many idle connections leave it answering."""
+def test_an_endless_request_to_the_ui_is_refused(up: Up) -> None:
+    """X11: and the UI still answers while many connections are idle."""
     with ExitStack() as idle:
         for _ in range(50):
             idle.enter_context(socket.create_connection(("127.0.0.1", up.ports[2])))
@@ -404,8 +403,8 @@ def test_request_to_the_ui_that_is_never_whole(up: Up) -> None:
 
 
 @pytest.mark.parametrize("name", CHILDREN)
-def test_killed_child_is_started_again(up: Up, name: str) -> None:
-    """design, Processes: restarted when it dies, its whole group killed first."""
+def test_a_killed_child_is_started_again(up: Up, name: str) -> None:
+    """X1: its whole process group is killed first, and the product works again."""
     before = up.pids()
     os.kill(before[name], signal.SIGKILL)
     eventually(lambda: up.pids()[name] != before[name])
@@ -424,15 +423,15 @@ def test_killed_child_is_started_again(up: Up, name: str) -> None:
     eventually(lambda: up.get("/status", id=f"after-{name}") == "COMPLETED")
 
 
-def test_plain_client_creates_and_decides(up: Up) -> None:
-    """E3-E6; design, Access: the local installation answers the spec's clients without a token."""
+def test_a_plain_client_creates_and_decides(up: Up) -> None:
+    """E3-E6: a local installation answers the clients of the sample without a token."""
     assert up.get("/create", id="plain-1", is_api_call="true") == "SUCCEED"
     assert up.get("/create", id="plain-1", is_api_call="true") == "ERROR:ID_ALREADY_EXISTS"
     assert up.get("/action", type="reject", id="plain-1", is_api_call="true") == "SUCCEED"
     assert up.get("/status", id="plain-1") == "REJECTED"
 
 
-def test_next_step_that_up_prints(up: Up) -> None:
+def test_the_next_step_that_up_prints_works(up: Up) -> None:
     """E13, W2: `startexpense --wait` in another terminal ends with COMPLETED once approved."""
     starting = up.manage("startexpense", "lunch-2", "--wait")
     eventually(lambda: up.get("/status", id="lunch-2") == "CREATED")
@@ -441,8 +440,8 @@ def test_next_step_that_up_prints(up: Up) -> None:
     assert (starting.returncode, said.splitlines()[-1]) == (0, "COMPLETED"), said
 
 
-def test_commands_of_the_documents(up: Up) -> None:
-    """E13; README and guides: every command in them works as it stands, in their order."""
+def test_every_command_of_the_documents_works(up: Up) -> None:
+    """E13: README and guides, unchanged and in their order."""
     commands = [
         line
         for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -483,7 +482,7 @@ def curl(arguments: list[str]) -> httpx.Response:
 
 
 def test_decisions_made_while_temporal_is_down_reach_it(up: Up) -> None:
-    """X1, E9: Temporal is killed between decisions; every workflow completes all the same."""
+    """X1, E9: Temporal is killed between decisions; every workflow completes."""
     ids = [f"down-{number}" for number in range(1, 9)]
     assert up.manage("startexpense", "down", "--count", "8").wait(timeout=60) == 0
     eventually(lambda: all(up.get("/status", id=i) == "CREATED" for i in ids))
@@ -495,7 +494,7 @@ def test_decisions_made_while_temporal_is_down_reach_it(up: Up) -> None:
 
 
 def test_second_start_keeps_everything(up: Up) -> None:
-    """W7; design, Processes: a stop leaves no process; a start finds all as it was."""
+    """W7: a stop leaves no process; a start finds all as it was."""
     assert up.manage("startexpense", "kept").wait(timeout=60) == 0
     eventually(lambda: up.get("/status", id="kept") == "CREATED")
     names = ("credentials.json", "settings.env")
@@ -508,9 +507,9 @@ def test_second_start_keeps_everything(up: Up) -> None:
     eventually(lambda: up.get("/status", id="kept") == "COMPLETED")
 
 
-def test_another_database_and_site_address(up: Up) -> None:
-    """design, Processes: DATABASE_URL and EXPENSES_SITE_URL pass through; the credentials file is
-    unchanged by later starts and stays true: its users are made again."""
+def test_another_database_and_site_address_are_used(up: Up) -> None:
+    """E13: DATABASE_URL and EXPENSES_SITE_URL pass through. Later starts do not change the
+    credentials file; its users are made in the other database."""
     before = up.credentials()
     site = f"http://localhost:{up.ports[0]}"
     database = quote(str(up.directory / "another.sqlite3"))
@@ -535,7 +534,7 @@ def test_another_database_and_site_address(up: Up) -> None:
 
 
 def test_children_die_with_a_killed_up(up: Up) -> None:
-    """design, Processes: dying with `up`, the web processes and the proxy of the UI too."""
+    """E13: the web processes and the proxy of the UI too."""
     sessions = set(up.pids().values())
     assert len(processes_of(sessions)) == 7
     up.process.kill()
@@ -544,7 +543,7 @@ def test_children_die_with_a_killed_up(up: Up) -> None:
 
 
 def test_up_stops_with_a_killed_make(up: Up) -> None:
-    """design, Processes: `make` passes no SIGKILL on, and `up` would go on unseen."""
+    """E13: `make` passes no SIGKILL on, and `up` would go on unseen."""
     up.start(under=["sh", "-c", 'MAKELEVEL=1 "$@" & wait', "make"])
     sessions = set(up.pids().values())
     up.process.kill()
@@ -553,8 +552,8 @@ def test_up_stops_with_a_killed_make(up: Up) -> None:
     eventually(lambda: processes_of(sessions) == {})
 
 
-def test_ctrl_c_before_ready_and_twice(tmp_path: Path) -> None:
-    """design, Processes: Ctrl-C works before it is ready, and a second one waits for nobody."""
+def test_ctrl_c_stops_an_early_up_and_twice_kills(tmp_path: Path) -> None:
+    """E13: Ctrl-C works before `up` is ready, and a second one waits for no child."""
     early = Up(tmp_path)
     python, *command = early.command()
     process = subprocess.Popen(
@@ -579,7 +578,7 @@ def test_ctrl_c_before_ready_and_twice(tmp_path: Path) -> None:
 
 
 def test_child_that_keeps_dying_is_given_time(tmp_path: Path) -> None:
-    """design, Processes: a small back-off, with the end of its log; its group is killed first."""
+    """E13: the console shows the end of its log; its process group is killed first."""
     said: list[str] = []
     pids: list[int] = []
     with Supervisor(

@@ -16,8 +16,8 @@ def small_logs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_log_of_a_running_child_is_rotated(tmp_path: Path) -> None:
-    """X11: a child that never stops writing fills two bounded files; what it writes after the cut
-    follows at the new end."""
+    """X11: a child that never stops writing fills two files of limited size. After the cut it goes
+    on at the new end."""
     chatty = (
         "import itertools, time\n"
         "for n in itertools.count(): print(n, flush=True); time.sleep(0.001)"
@@ -36,7 +36,7 @@ def test_the_log_of_a_running_child_is_rotated(tmp_path: Path) -> None:
 
 
 def test_output_begins_at_the_last_start(tmp_path: Path) -> None:
-    """X11: the console quotes the end of a child's output, whether or not its log was cut."""
+    """X11: whether or not the log was cut meanwhile."""
     child = Child(
         "one", ["sh", "-c", "echo started; cat text"], log=tmp_path / "one.log", directory=tmp_path
     )
@@ -54,7 +54,7 @@ def test_output_begins_at_the_last_start(tmp_path: Path) -> None:
     assert not (tmp_path / "one.log.1").exists()
     assert run("x" * 990) == "started\n" + "x" * 990
     child.rotate_log()
-    # The oldest bytes went; all of this start's are left.
+    # The oldest bytes are gone; the output of this start is complete.
     assert (tmp_path / "one.log").stat().st_size == 0
     assert (tmp_path / "one.log.1").stat().st_size == 1000
     assert child.output() == "started\n" + "x" * 990

@@ -13,7 +13,7 @@ def head(*lines: str) -> bytes:
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8233", "localhost:8233", "LOCALHOST:8233"])
 def test_a_request_of_this_machine_passes(host: str) -> None:
-    """X8: by the names that a person types; the connection then carries no second request."""
+    """X8: under the names that a person types; the connection carries no second request."""
     passed = checked(
         head(
             "POST /api/v1/namespaces?x=%20 HTTP/1.1",
@@ -61,7 +61,8 @@ def test_a_request_of_this_machine_passes(host: str) -> None:
     ],
 )
 def test_a_request_of_another_page_is_refused(lines: list[str], status: int) -> None:
-    """X8: another Host (a rebound name) or Origin, and what two servers may read differently."""
+    """X8: another Host (a rebound name), another Origin, or a header that two servers may read
+    differently."""
     with pytest.raises(Refused) as refused:
         checked(head("GET / HTTP/1.1", *lines), port=PORT)
     assert refused.value.status == status
