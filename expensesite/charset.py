@@ -1,4 +1,4 @@
-"""The site reads UTF-8, before Django would read a request in whatever its headers name."""
+"""Refuse requests in other encodings than UTF-8, before Django decodes them."""
 
 import json
 import re
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-# Names under which clients send UTF-8, ASCII and Latin-1. Python knows some hundred codecs more.
-# Some of those decode no text (hex, rot13) or fail (undefined), and Python remembers every unknown
-# name for as long as the process lives.
+# Clients send UTF-8, ASCII and Latin-1 under these names. Python knows a hundred more codecs: some
+# decode no text (hex, rot13) or always fail (undefined), and Python remembers every unknown name
+# until the process ends.
 _OTHER_CHARSET: Final = re.compile(
     r"charset\s*=(?!\s*[\"']?(?:utf-?8|(?:us-)?ascii|iso-?8859-1|latin-?1)[\"']?\s*(?:;|$))",
     re.I,
@@ -27,8 +27,10 @@ _PROBLEM: Final = {
 
 
 class Utf8Only:
-    """Answer 415 to a request whose headers name an encoding that the site does not read; pass any
-    other on. A WSGI application, since Django itself looks the name up before any middleware."""
+    """Answer 415 to a request whose headers name another encoding; pass other requests on.
+
+    This is a WSGI application, since Django looks the encoding up before any middleware runs.
+    """
 
     def __init__(self, application: "WSGIApplication") -> None:
         self._application = application

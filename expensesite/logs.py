@@ -1,4 +1,4 @@
-"""What the log says of refused requests."""
+"""The log lines of refused requests."""
 
 import logging
 
@@ -6,8 +6,8 @@ import logging
 class OneLine(logging.Filter):
     """Log an answer below 500 in one line.
 
-    Django adds a traceback to each 403 and 400 and logs their text as it is. The request is at
-    fault there and not the site, and its text may hold line breaks that would forge further lines.
+    Django adds a traceback to each 403 and 400, although the request is at fault and not the site.
+    The text of the request may contain line breaks that would forge further lines.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

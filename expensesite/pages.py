@@ -1,4 +1,4 @@
-"""What every answer carries for browsers: its headers, and visible marks for invisible text."""
+"""Headers for browsers on every answer, and visible marks for invisible characters on pages."""
 
 import re
 from collections.abc import Callable
@@ -8,40 +8,25 @@ from django.http import HttpRequest, HttpResponse
 
 from access.text import mark_invisible
 
-# The product asks the browser for none of its devices.
-PERMISSIONS_POLICY: Final = ", ".join(
-    f"{feature}=()"
-    for feature in (
-        "accelerometer",
-        "camera",
-        "display-capture",
-        "geolocation",
-        "gyroscope",
-        "magnetometer",
-        "microphone",
-        "midi",
-        "payment",
-        "publickey-credentials-get",
-        "screen-wake-lock",
-        "serial",
-        "usb",
-        "xr-spatial-tracking",
-    )
+# The product uses none of the browser's devices.
+_DEVICES: Final = (
+    "accelerometer camera display-capture geolocation gyroscope magnetometer microphone midi "
+    "payment publickey-credentials-get screen-wake-lock serial usb xr-spatial-tracking"
 )
-# Tags with their attributes, and what is not read as text: the content of forms' text areas, which
-# the next POST would store, scripts and styles.
+PERMISSIONS_POLICY: Final = ", ".join(f"{device}=()" for device in _DEVICES.split())
+# Tags with their attributes, scripts, styles, and text areas, whose content the next POST stores.
 _MARKUP: Final = re.compile(
     r"(<(script|style|textarea)\b.*?</\2\s*>|<(?:[^<>\"']|\"[^\"]*\"|'[^']*')*>)", re.S | re.I
 )
 
 
 class Middleware:
-    """Keep answers out of caches, and show on pages what would be invisible.
+    """Keep answers out of caches, and mark invisible characters on pages.
 
-    An answer that says nothing else of caching is `no-store`: nearly all of them are personal.
-    Static files say something else. On HTML pages, bidirectional and zero-width characters are
-    shown as marks such as ‹U+202E›, so that a text looks like what it holds (requirements X8).
-    The values of form fields stay as they are: a form that is saved again stores no mark.
+    Nearly all answers are personal, so an answer without a Cache-Control header gets `no-store`;
+    static files have the header. On HTML pages bidirectional and zero-width characters show as
+    marks such as ‹U+202E›, so that no text looks like another (requirements X8). The values of form
+    fields have no marks, so a form that is saved again stores none.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
@@ -59,7 +44,7 @@ class Middleware:
 
 
 def _show_invisible(response: HttpResponse) -> None:
-    if response.content.isascii():  # nearly every page of the list
+    if response.content.isascii():  # true for nearly every page
         return
     page = response.content.decode()
     if mark_invisible(page) == page:

@@ -1,4 +1,4 @@
-"""`/.well-known/security.txt` (RFC 9116): whom to tell of a weakness of this installation."""
+"""`/.well-known/security.txt` (RFC 9116): the contact for reports of a weakness."""
 
 from datetime import timedelta
 
@@ -9,11 +9,11 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
 
-@csrf_exempt  # another method is 405, with or without a token
+@csrf_exempt  # so that another method is 405 and not 403
 @require_safe
 def security_txt(request: HttpRequest) -> HttpResponse:
-    """`GET`: the contact of SECURITY_CONTACT, for anybody."""
-    # The contact is read at each request, so it is never out of date.
+    """Answer anybody with SECURITY_CONTACT."""
+    # The contact is read at each request, so the file never expires in practice.
     expires = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(
         days=180
     )

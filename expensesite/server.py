@@ -1,9 +1,9 @@
-"""The site's HTTP server: it reads a request whole before it gives it a thread's attention (X11).
+"""The site's HTTP server: no thread waits for the rest of a request (requirements X11).
 
 Waitress parses requests and speaks WSGI. Its own loop hands each request from one thread to
 another, which costs a third of the throughput under the interpreter's lock (docs/adr/0009). Here
-every thread waits on the same epoll: the thread that receives the last byte of a request answers
-it. A connection whose request is incomplete is a record in a dictionary and costs no thread.
+all threads wait on the same epoll: the thread that receives the last byte of a request answers it.
+A connection with an incomplete request is an object in a dictionary and costs no thread.
 """
 
 import contextlib
@@ -39,17 +39,19 @@ log = logging.getLogger(__name__)
 
 Application = Callable[..., Iterable[bytes]]
 
-# Nothing here uploads files. Above DATA_UPLOAD_MAX_MEMORY_SIZE, whose refusal explains itself.
+# The site takes no uploads. More than DATA_UPLOAD_MAX_MEMORY_SIZE, so that Django's own refusal,
+# which explains itself, comes first.
 LARGEST_BODY: Final = 3_000_000
 LARGEST_HEADER: Final = 32_768
-# A larger body waits in a temporary file until it is whole.
+# A larger body is collected in a temporary file.
 LARGEST_BODY_IN_MEMORY: Final = 65_536
-# A request must be whole so long after its first byte. A connection without a request is closed,
-# and so is one whose client takes no byte of its answer.
+# A connection is closed when its request is not complete this long after the first byte, when it
+# sends no request for this long, or when its client takes no byte of the answer for this long.
 REQUEST_SECONDS: Final = 30.0
-# In each process. When another client connects, the connection whose time runs out first is closed.
+# In each process. One more connection closes the one with the earliest deadline.
 MOST_CONNECTIONS: Final = 1000
-# The answer to a refused request reaches a client that still sends only while the rest is read.
+# After a refusal the server reads and drops this much, since a client that still sends would
+# otherwise lose the answer.
 DRAIN_SECONDS: Final = 2.0
 LARGEST_DRAIN: Final = 4_000_000
 RECEIVE_BYTES: Final = 65_536
@@ -60,7 +62,7 @@ _LIMITS: Final[dict[str, Any]] = {
     "inbuf_overflow": LARGEST_BODY_IN_MEMORY,
     "ident": None,
     "log_socket_errors": False,
-    # Open access is refused to a request that a proxy passed on, so its headers must arrive.
+    # Keep the headers of proxies: open access refuses requests that have them.
     "clear_untrusted_proxy_headers": False,
 }
 _TRANSFER_ENCODING: Final = re.compile(rb"^transfer-encoding:", re.I | re.M)
@@ -85,10 +87,10 @@ class _Request(HTTPRequestParser):  # type: ignore[misc]
 
 
 class Connection:
-    """A client's connection. One thread at a time works on it, whichever epoll wakes.
+    """A client's connection. One thread at a time works on it: the thread that epoll wakes.
 
-    Waitress's tasks take it for one of their channels: `adj`, `addr`, `server`, `write_soon` and
-    `check_client_disconnected` are theirs.
+    It serves Waitress's tasks as their channel, with `adj`, `addr`, `server`, `write_soon` and
+    `check_client_disconnected`.
     """
 
     def __init__(self, server: "Server", connected: socket.socket, addr: tuple[Any, ...]) -> None:
@@ -96,8 +98,8 @@ class Connection:
         self.adj = server.adj
         self.addr = addr
         self.socket = connected
-        # When it is closed; infinite while a request is answered. Guarded by the server's lock
-        # where that changes from or to infinity.
+        # When the server closes the connection; infinite while a thread answers a request. The
+        # server's lock guards a change to infinity.
         self.deadline = time.monotonic() + REQUEST_SECONDS
         self.is_ended = False
         self._request: _Request | None = None
@@ -105,7 +107,7 @@ class Connection:
         self._output = bytearray()
         self._is_last = False
         self._is_refused = False
-        # Bytes that may still be read and dropped; None before the refusal is sent.
+        # How many bytes may still be read and dropped; None before the refusal is sent.
         self._drain: int | None = None
 
     def write_soon(self, data: Any) -> int:
@@ -119,7 +121,7 @@ class Connection:
         return False
 
     def proceed(self) -> int:
-        """Do what can be done without waiting; the events to wait for next, 0 to close."""
+        """Do all that needs no waiting; return the events to wait for, or 0 to close."""
         try:
             if not self._output:
                 data = self.socket.recv(RECEIVE_BYTES)
@@ -150,7 +152,7 @@ class Connection:
             return 0
 
     def _parse(self) -> _Request | None:
-        """The next request, when it is whole or refused."""
+        """Return the next request if it is complete or refused."""
         while self._input:
             if self._request is None:
                 self._request = _Request(self.adj)
@@ -182,14 +184,14 @@ class Connection:
             task.service()
         finally:
             request.close()
-        # Waitress sends the body that Django leaves to it. What is no request has no command.
+        # Waitress sends the body even for HEAD. An unreadable request has no command.
         if getattr(request, "command", "") == "HEAD":
             del self._output[self._output.index(b"\r\n\r\n") + 4 :]
         self._is_last = task.close_on_finish or self.server.is_stopping
         self.deadline = time.monotonic() + REQUEST_SECONDS
 
     def _send(self) -> bool:
-        """Whether all of the output is sent."""
+        """Send what the client takes; return whether that is all of the output."""
         try:
             while self._output:
                 del self._output[: self.socket.send(self._output)]
@@ -207,12 +209,12 @@ class Connection:
 
 
 class Server:
-    """Serves one listening socket in this process until SIGTERM or SIGINT.
+    """Serve one listening socket in this process until SIGTERM or SIGINT.
 
-    The process must block both signals before it makes this.
+    The process must block both signals before it makes a server.
     """
 
-    server_name = "waitress.invalid"  # Waitress's own, for a request without a Host
+    server_name = "waitress.invalid"  # Waitress's default, for a request without a Host
 
     def __init__(self, application: Application, listening: socket.socket, *, threads: int) -> None:
         self.application = _in_one_piece(application)
@@ -228,7 +230,7 @@ class Server:
         self._threads = threads
 
     def run(self, *, stop_seconds: float) -> None:
-        """Serve; when asked to stop, answer the requests that are whole, for so long at most."""
+        """Serve until a stop signal, then answer complete requests for `stop_seconds` at most."""
         for number in range(self._threads):
             threading.Thread(target=self._work, name=f"web-{number}", daemon=True).start()
         while signal.sigtimedwait(_STOP_SIGNALS, 1) is None:
@@ -245,7 +247,7 @@ class Server:
             log.warning("%d requests are cut off: they took too long", len(self._connections))
 
     def may_answer(self, connection: Connection) -> bool:
-        """Whether the connection may go on with a whole request; nothing ends it meanwhile."""
+        """Return whether to answer the connection's request; if so, nothing closes it meanwhile."""
         with self._lock:
             if connection.is_ended:
                 return False
@@ -253,7 +255,7 @@ class Server:
             return True
 
     def _end(self, *, before: float) -> None:
-        """Close the connections that are not answering and whose deadline is before this."""
+        """Close the connections whose deadline is before this."""
         with self._lock:
             for connection in list(self._connections.values()):
                 if connection.deadline < before:
@@ -262,7 +264,7 @@ class Server:
     def _end_one(self, connection: Connection) -> None:
         connection.is_ended = True
         with contextlib.suppress(OSError):  # the client has gone
-            # Epoll then wakes a thread, which closes the connection.
+            # This makes epoll wake a thread, which closes the connection.
             connection.socket.shutdown(socket.SHUT_RDWR)
 
     def _work(self) -> None:
@@ -287,7 +289,7 @@ class Server:
     def _accept(self) -> None:
         try:
             connected, addr = self._listening.accept()
-        except (BlockingIOError, ConnectionAbortedError):  # another thread was faster; it is gone
+        except (BlockingIOError, ConnectionAbortedError):  # another thread took it, or it has gone
             return
         except OSError:  # no descriptor is left, or the server stops
             self._make_room()
@@ -301,8 +303,8 @@ class Server:
 
     def _make_room(self) -> None:
         with self._lock:
-            waiting = [one for one in list(self._connections.values()) if not one.is_ended]
-            first = min(waiting, key=lambda one: one.deadline, default=None)
+            open_ones = [c for c in list(self._connections.values()) if not c.is_ended]
+            first = min(open_ones, key=lambda connection: connection.deadline, default=None)
             if first is not None and first.deadline < math.inf:
                 self._end_one(first)
 
@@ -310,10 +312,10 @@ class Server:
 def serve(
     application: Application, *, host: str, port: int, processes: int, threads: int, stop: float
 ) -> None:
-    """Serve the application until SIGTERM or SIGINT, in so many processes of so many threads.
+    """Serve the application until SIGTERM or SIGINT; replace a process that dies.
 
-    A process that dies is replaced. Each has a listening socket of its own on the port: the kernel
-    spreads connections over them evenly, which it does not do over processes that share one.
+    Each process has a listening socket of its own on the port. The kernel spreads connections
+    evenly over these sockets, but not over processes that share one.
     """
     if sys.platform != "linux":  # one process, and waitress's own loop
         waitress.serve(application, host=host, port=port, threads=threads, **_LIMITS)
@@ -321,7 +323,7 @@ def serve(
     signals = _STOP_SIGNALS | {signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     listening = [_listen(host, port) for _ in range(processes)]
-    # What is loaded stays. The collector need not look at it, nor touch pages that processes share.
+    # The collector skips everything that is loaded now, so the processes go on sharing its pages.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
@@ -338,7 +340,7 @@ def serve(
         except BaseException:
             log.exception("A web process failed")
             os._exit(1)
-        os._exit(0)  # what still runs is a request that took too long
+        os._exit(0)  # a request that took too long may still run
 
     running = {start(number): number for number in range(processes)}
     log.info("Serving http://%s:%d in %d processes of %d threads", host, port, processes, threads)
@@ -346,11 +348,11 @@ def serve(
         for pid in list(running):
             if os.waitpid(pid, os.WNOHANG)[0]:
                 log.error("Web process %d ended; it is replaced", pid)
-                time.sleep(0.5)  # it may end at once, again and again
+                time.sleep(0.5)  # the next process may end at once, too
                 number = running.pop(pid)
                 running[start(number)] = number
-    for one in listening:
-        one.close()
+    for open_socket in listening:
+        open_socket.close()
     for pid in running:
         os.kill(pid, signal.SIGTERM)
     for pid in running:
@@ -358,8 +360,10 @@ def serve(
 
 
 def _in_one_piece(application: Application) -> Application:
-    """The application with each answer as one string: only then does waitress state its length and
-    keep the connection open."""
+    """Return an application that gives each answer as one string.
+
+    Waitress states the length and keeps the connection open only then.
+    """
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         parts: Any = application(environ, start_response)
@@ -375,7 +379,10 @@ def _in_one_piece(application: Application) -> Application:
 
 
 def free_address(host: str, port: int, option: str) -> str:
-    """The numeric address of the host. Raises CommandError where the port cannot be listened on."""
+    """Return the numeric address of the host.
+
+    Raises CommandError if no server can listen on the port.
+    """
     if not 1 <= port <= 65535:
         raise CommandError(f"{option} takes a port from 1 to 65535.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -384,7 +391,7 @@ def free_address(host: str, port: int, option: str) -> str:
     except OSError as error:
         raise CommandError(f"--host {host}: {error.strerror}.") from error
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        if os.name == "posix":  # or a connection of a server that has ended counts as one in use
+        if os.name == "posix":  # otherwise a connection of an ended server keeps the port in use
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
@@ -408,7 +415,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _open_files(wanted: int) -> int:
-    """How many files this process may open, after asking for so many."""
+    """Raise this process's limit of open files to `wanted` if possible; return the limit."""
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if now < wanted:
         now = wanted if most == resource.RLIM_INFINITY else min(wanted, most)

@@ -1,8 +1,8 @@
-"""Settings: every one comes from the environment, with defaults that run on a laptop.
+"""Django's settings. They come from the environment; the defaults run on a laptop.
 
-`manage.py up` keeps the secrets and addresses of a local installation in `<data-dir>/settings.env`;
-it is read here, below the real environment, so that any other command sees the same installation.
-The README lists the variables.
+`manage.py up` writes the secrets and addresses of a local installation to
+`<data-dir>/settings.env`. This module reads that file below the real environment, so every command
+uses the same installation. The README lists the variables.
 """
 
 import ipaddress
@@ -25,14 +25,14 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 env = environs.Env()
 DATA_DIR = Path(env.str("EXPENSES_DATA_DIR", str(BASE_DIR / "var"))).resolve()
-# Another name of the address (requirements O11), and as strong.
+# Another name of TEMPORAL_ADDRESS (requirements O11), which overrides settings.env as well.
 if host := os.environ.get("TEMPORAL_HOST"):
     os.environ.setdefault("TEMPORAL_ADDRESS", host)
-# Into os.environ, where Temporal's own configuration reads it as well.
+# Loads into os.environ, where Temporal's own configuration reads TEMPORAL_*.
 dotenv.load_dotenv(DATA_DIR / "settings.env", interpolate=False)
 
 SECRET_KEY = env.str("SECRET_KEY", "")
-# The keys that encrypt callback addresses at rest; the first encrypts, all decrypt (rotation).
+# The keys for callback addresses at rest: the first encrypts, and all decrypt (for rotation).
 EXPENSES_FERNET_KEYS: list[str] = env.list("EXPENSES_FERNET_KEYS", [])
 for _name in ("SECRET_KEY", "EXPENSES_FERNET_KEYS"):
     if not globals()[_name]:
@@ -59,8 +59,8 @@ if EXPENSES_PROTOCOL_ACCESS not in ("token", "open", "off"):
     raise ImproperlyConfigured(
         f"EXPENSES_PROTOCOL_ACCESS is {EXPENSES_PROTOCOL_ACCESS!r}; it must be token, open or off."
     )
-# The reverse proxies before this site: addresses or networks. From them, and from nobody else,
-# X-Forwarded-Proto, -Host and -For say what the client asked for (access.proxies).
+# Addresses or networks of the reverse proxies. X-Forwarded-Proto, -Host and -For count only in
+# requests from them (access.proxies).
 _proxies: list[str] = env.list("TRUSTED_PROXIES", [])
 try:
     TRUSTED_PROXIES = [ipaddress.ip_network(proxy.strip()) for proxy in _proxies]
@@ -68,25 +68,25 @@ except ValueError as error:
     raise ImproperlyConfigured(
         f"TRUSTED_PROXIES must list IP addresses or networks, as 10.0.0.7,10.1.0.0/16: {error}."
     ) from None
-# How many of our proxies append to X-Forwarded-For.
+# How many proxies of this site append to X-Forwarded-For.
 PROXY_HOPS = env.int("PROXY_HOPS", 1)
 if not 1 <= PROXY_HOPS <= 10:
     raise ImproperlyConfigured("PROXY_HOPS must be a number from 1 to 10.")
-# What one person may submit, expenses and orders together.
+# How many expenses and orders, together, one person may submit.
 SUBMISSIONS_PER_HOUR = env.int("SUBMISSIONS_PER_HOUR", 600)
 if SUBMISSIONS_PER_HOUR < 1:
     raise ImproperlyConfigured("SUBMISSIONS_PER_HOUR must be a number from 1.")
-# Whom /.well-known/security.txt names.
+# The contact in /.well-known/security.txt.
 SECURITY_CONTACT = env.str("SECURITY_CONTACT", "mailto:security@localhost")
 if not (SECURITY_CONTACT.startswith(("mailto:", "https://")) and SECURITY_CONTACT.isprintable()):
     raise ImproperlyConfigured("SECURITY_CONTACT must start with mailto: or https://.")
-# Threads of a web process; at most half of them may hold a request that waits.
+# Threads of a web process. At most half of them serve requests that wait for an outcome.
 WEB_THREADS = env.int("WEB_THREADS", 8)
-# Where the worker and the commands find this site.
+# The address at which the worker and the commands reach this site.
 EXPENSES_SITE_URL = env.str("EXPENSES_SITE_URL", SITE_URL).rstrip("/")
-# Where people see a run: an expense's page links there. Empty: no link.
+# The Temporal Web UI, to which an expense's page links; without an address there is no link.
 TEMPORAL_UI_URL = env.str("TEMPORAL_UI_URL", "").rstrip("/")
-# Above this total a human decides on an order, within so many seconds (requirements O1).
+# An order above this total needs a decision, within this many seconds (requirements O1).
 ORDERS_APPROVAL_THRESHOLD: Decimal = env.decimal("ORDERS_APPROVAL_THRESHOLD", Decimal(1000))
 ORDERS_APPROVAL_SECONDS = env.int("ORDERS_APPROVAL_SECONDS", 300)
 if not (ORDERS_APPROVAL_THRESHOLD.is_finite() and ORDERS_APPROVAL_THRESHOLD >= 0):
@@ -95,8 +95,8 @@ if not 1 <= ORDERS_APPROVAL_SECONDS <= LONGEST_APPROVAL_SECONDS:
     raise ImproperlyConfigured(
         f"ORDERS_APPROVAL_SECONDS must be a number from 1 to {LONGEST_APPROVAL_SECONDS} (30 days)."
     )
-# Whether a signal to its workflow decides an order, and up to which total: any client of
-# Temporal can send one. Everywhere but in the open mode that is a choice to make (requirements O3).
+# Whether a signal to its workflow may decide an order, and up to which total. Any client of
+# Temporal can send a signal, so outside the open mode somebody must choose this (requirements O3).
 ORDERS_SIGNAL_DECISIONS = (
     env.bool("ORDERS_SIGNAL_DECISIONS")
     if env.str("ORDERS_SIGNAL_DECISIONS", "")
@@ -105,7 +105,7 @@ ORDERS_SIGNAL_DECISIONS = (
 ORDERS_SIGNAL_LIMIT: Decimal = env.decimal("ORDERS_SIGNAL_LIMIT", Decimal(2000))
 if ORDERS_SIGNAL_LIMIT < 0:
     raise ImproperlyConfigured("ORDERS_SIGNAL_LIMIT must be an amount from 0.")
-# The classes behind the protocols of orders.integrations (requirements O9).
+# The classes that implement the protocols of orders.integrations (requirements O9).
 ORDERS_INVENTORY = env.str("ORDERS_INVENTORY", "orders.integrations.database.Inventory")
 ORDERS_PAYMENTS = env.str("ORDERS_PAYMENTS", "orders.integrations.database.Payments")
 ORDERS_WAREHOUSE = env.str("ORDERS_WAREHOUSE", "orders.integrations.database.Warehouse")
@@ -186,11 +186,11 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     }
 else:
     _options = DATABASES["default"].setdefault("OPTIONS", {})
-    # Without a server a request fails after `timeout` seconds. With the pool's own 30 soon every
-    # thread waits, and the process answers no probe (measured).
+    # Without a database server a request fails after `timeout` seconds. With the pool's default of
+    # 30 s all threads soon waited, and the process answered no probe (measured).
     _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS + 4, "timeout": 3}
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
-    # A server that vanished without a word is given up after 10 s, not after 15 minutes.
+    # Gives up a server that vanished after 10 s, not after 15 minutes.
     _options["tcp_user_timeout"] = 10_000
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
@@ -209,22 +209,22 @@ AUTH_PASSWORD_VALIDATORS = [
         ("access.passwords.VariedValidator", {}),
     )
 ]
-# After so many failed sign-ins a name, or an address, waits for so long (requirements X11). The
-# wait is short, since strangers can cause it.
+# After this many failed sign-ins, a user name or an address must wait (requirements X11). The wait
+# is short, since strangers can cause it.
 AXES_FAILURE_LIMIT = env.int("SIGN_IN_FAILURES", 10)
 _wait = env.int("SIGN_IN_WAIT_SECONDS", 300)
 if AXES_FAILURE_LIMIT < 1 or _wait < 1:
     raise ImproperlyConfigured("SIGN_IN_FAILURES and SIGN_IN_WAIT_SECONDS must be at least 1.")
 AXES_COOLOFF_TIME = timedelta(seconds=_wait)
-# A sign-in that is refused while one waits does not make the wait longer.
+# Attempts during the wait do not make it longer.
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
 AXES_LOCKOUT_PARAMETERS = "access.sign_in.lockout_parameters"
 AXES_CLIENT_IP_CALLABLE = "access.sign_in.client_network"
 AXES_LOCKOUT_CALLABLE = "access.sign_in.locked_out"
-# Attempts are deleted when they no longer count; a record of each sign-in would grow forever.
+# axes deletes attempts that no longer count; a log of each sign-in would grow without limit.
 AXES_DISABLE_ACCESS_LOG = True
 AXES_ENABLE_ADMIN = False
-# The log names the address. It never names the user: people type passwords into that field.
+# The log names the address but never the user: people type passwords into that field.
 AXES_VERBOSE = False
 AXES_SENSITIVE_PARAMETERS = ["username"]
 LOGIN_REDIRECT_URL = "admin:index"
@@ -234,30 +234,29 @@ TIME_ZONE = "UTC"
 STATIC_URL = "static/"
 WHITENOISE_USE_FINDERS = True  # no collectstatic step; files are indexed once, at start
 
-# Behind HTTPS: both cookies travel over it only.
+# Behind HTTPS: browsers send both cookies over HTTPS only.
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.bool("COOKIES_OVER_HTTPS_ONLY", False)
-# Over plain HTTP browsers do not say that another site sent a request, and the plain protocol
-# changes state by GET; so there another site's links carry no session at all.
+# Over plain HTTP browsers do not say that a request comes from another site, and the plain protocol
+# changes state by GET. So over plain HTTP browsers send no session with another site's links.
 SESSION_COOKIE_SAMESITE = "Lax" if SESSION_COOKIE_SECURE else "Strict"
-# For so long browsers ask for this host over HTTPS only; sent over HTTPS alone.
+# How long browsers use HTTPS only for this host. Answers over plain HTTP do not say so.
 SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 0)
 SECURE_HSTS_INCLUDE_SUBDOMAINS = env.bool("HSTS_INCLUDE_SUBDOMAINS", False)
 if SECURE_HSTS_SECONDS < 0:
     raise ImproperlyConfigured("HSTS_SECONDS must be a number from 0.")
 SILENCED_SYSTEM_CHECKS = [
-    # The owner of the domain decides whether its other hosts speak HTTPS only, and whether browsers
-    # ship with that rule.
+    # The owner of the domain decides about its other hosts, and about browsers' preload lists.
     "security.W005",
     "security.W021",
-    # The proxy redirects to HTTPS. The worker and the probes speak plain HTTP inside.
+    # The proxy redirects to HTTPS. Behind it the worker and the probes use plain HTTP.
     "security.W008",
 ]
-# A session ends after so many seconds in which its person did nothing (access.sessions).
+# A session ends after this many seconds without a request of its person (access.sessions).
 SESSION_COOKIE_AGE = 8 * 3600
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [SELF],
-        # The admin's Alpine evaluates its attributes, and Unfold carries a few inline scripts.
+        # The admin's Alpine evaluates attributes, and Unfold has a few inline scripts.
         "script-src": [SELF, UNSAFE_EVAL, UNSAFE_INLINE],
         "style-src": [SELF, UNSAFE_INLINE],
         "img-src": [SELF, "data:"],
@@ -282,13 +281,13 @@ REST_FRAMEWORK = {
 }
 REST_KNOX = {"TOKEN_TTL": timedelta(days=90), "AUTH_HEADER_PREFIX": "Bearer"}
 KNOX_TOKEN_MODEL = "access.Token"  # noqa: S105
-# Knox's migrations would make its own table as well.
+# The migrations of knox would make its own table as well.
 MIGRATION_MODULES = {"knox": None}
 
 UNFOLD = {
     "SITE_TITLE": "Expense approvals",
     "SITE_HEADER": "Expense approvals",
-    # Who has not signed in finds nothing there.
+    # The list needs a sign-in.
     "SITE_URL": lambda request: "/list" if request.user.is_authenticated else None,
     "LOGIN": {"form": "access.sign_in.SignInForm"},
     "SITE_FAVICONS": [{"rel": "icon", "href": lambda request: "data:,"}],
@@ -313,9 +312,9 @@ LOGGING = {
     },
     "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
     "loggers": {
-        # httpx logs each request's URL at INFO; the worker logs what matters itself.
+        # httpx logs the URL of each request at INFO.
         "httpx": {"level": "WARNING"},
-        # At INFO it writes several lines for each sign-in that fails.
+        # axes logs several lines for each failed sign-in at INFO.
         "axes": {"level": "WARNING"},
     },
 }

@@ -7,7 +7,7 @@ from access.bounded_admin import search_pages
 from expensesite import health, security_txt
 
 urlpatterns = [
-    # Dot segments, which the admin's redirects would hand to the browser to resolve.
+    # Paths with dot segments: the admin would redirect to them, and the browser resolve them.
     re_path(r"^admin/(?:[^/]*/)*\.{1,2}(?:/|$)", page_not_found, {"exception": Resolver404()}),
     path("admin/login/", sign_in.sign_in),
     path("admin/logout/", sign_in.sign_out),
@@ -17,7 +17,7 @@ urlpatterns = [
     path("readyz", health.ready),
     path("metrics", health.metrics),
     path(".well-known/security.txt", security_txt.security_txt),
-    # Before those of expenses, which answer for every other path of the API.
+    # Before expenses.urls, which answer every other path of the API.
     path("", include("orders.urls")),
     path("", include("jobs.urls")),
     path("", include("expenses.urls")),

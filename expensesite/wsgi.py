@@ -1,4 +1,4 @@
-"""WSGI entry point: what `manage.py web` serves."""
+"""The WSGI application that `manage.py web` serves."""
 
 import os
 

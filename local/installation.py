@@ -22,17 +22,10 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 # The first start makes them. The site and the relay need them; the worker and Temporal do not.
 SECRETS: Final = ("SECRET_KEY", "EXPENSES_FERNET_KEYS")
 # The settings of one start, which commands in other terminals read from settings.env.
+# Each begins with one of these.
 RECORDED: Final = (
-    "DATABASE_URL",
-    "EXPENSES_SITE_URL",
-    "ORDERS_APPROVAL_SECONDS",
-    "ORDERS_APPROVAL_THRESHOLD",
-    "ORDERS_SIGNAL_DECISIONS",
-    "ORDERS_SIGNAL_LIMIT",
-    "TEMPORAL_ADDRESS",
-    "TEMPORAL_CONFIG_FILE",
-    "TEMPORAL_NAMESPACE",
-    "TEMPORAL_UI_URL",
+    *("DATABASE_URL", "EXPENSES_SITE_URL"),
+    *("ORDERS_APPROVAL_", "ORDERS_SIGNAL_", "TEMPORAL_"),
 )
 
 # The descriptor of the lock file while this process holds the lock on its data directory.
@@ -67,12 +60,10 @@ def prepare(arguments: list[str]) -> None:
     if "MAKELEVEL" in os.environ:
         die_with(os.getppid(), signal.SIGTERM)
 
-    # This start uses its own Temporal server, whatever the person's own settings are.
-    for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
-        if name != "TEMPORAL_CLI_PATH":
-            del os.environ[name]
-    for name in RECORDED:
-        if os.environ.get(name) == "":
+    for name, value in list(os.environ.items()):
+        # `up` has a Temporal server of its own. An empty variable means the default.
+        is_of_another_server = name.startswith("TEMPORAL_") and name != "TEMPORAL_CLI_PATH"
+        if is_of_another_server or (name.startswith(RECORDED) and not value):
             del os.environ[name]
     parser = ArgumentParser(prog="manage.py up", add_help=False)
     add_data_dir(parser)
@@ -108,8 +99,8 @@ def record(directory: Path, defaults: dict[str, str] | None = None) -> None:
     """
     path = directory / "settings.env"
     stored = dotenv.dotenv_values(path, interpolate=False)
-    kept = {name: value for name, value in stored.items() if value and name not in RECORDED}
-    now = {name: os.environ[name] for name in RECORDED if name in os.environ}
+    kept = {n: value for n, value in stored.items() if value and not n.startswith(RECORDED)}
+    now = {n: value for n, value in os.environ.items() if n.startswith(RECORDED)}
     settings = (defaults or {}) | kept | now
     lines = [
         "{}='{}'\n".format(name, value.replace("\\", "\\\\").replace("'", "\\'"))

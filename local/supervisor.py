@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
@@ -28,30 +29,22 @@ PATIENCE: Final = 5.0
 LARGEST_LOG: Final = 10_000_000
 
 
+@dataclass
 class Child:
     """A command that the supervisor restarts, each time in a session of its own."""
 
-    def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        *,
-        log: Path,
-        environment: Mapping[str, str] | None = None,
-        directory: Path | None = None,
-    ) -> None:
-        self.name = name
-        self.log = log
-        self.process: subprocess.Popen[bytes] | None = None
-        self._brief_lives = 0
-        self.start_at = 0.0
-        self._command = command
-        self._environment = environment
-        self._directory = directory
-        self._started_at = 0.0
-        self._log_start = 0
-        # Where this start's output begins in the old log; None if the log contains all of it.
-        self._old_log_start: int | None = None
+    name: str
+    command: Sequence[str]
+    log: Path
+    environment: Mapping[str, str] | None = None
+    directory: Path | None = None
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    start_at: float = field(default=0.0, init=False)
+    _started_at: float = field(default=0.0, init=False)
+    _brief_lives: int = field(default=0, init=False)
+    _log_start: int = field(default=0, init=False)
+    # Where this start's output begins in the old log; None if the log contains all of it.
+    _old_log_start: int | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Start the process. Raises OSError if the system refuses."""
@@ -61,12 +54,12 @@ class Child:
         with self.log.open("ab") as log:
             self._log_start, self._old_log_start = log.tell(), None
             self.process = subprocess.Popen(
-                self._command,
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd=self._directory,
-                env=self._environment,
+                cwd=self.directory,
+                env=self.environment,
                 start_new_session=True,
                 preexec_fn=partial(die_with, os.getpid()) if os.name == "posix" else None,
             )
@@ -201,20 +194,14 @@ class Supervisor:
 
         `environment` is the child's whole environment; None means this process's own.
         """
-        child = Child(
-            name,
-            command,
-            log=self._logs / f"{name}.log",
-            environment=environment,
-            directory=directory,
-        )
+        child = Child(name, command, self._logs / f"{name}.log", environment, directory)
         self._children.append(child)
         self._start(child)
         return child
 
     def run(self, name: str, command: Sequence[str]) -> tuple[bool, str]:
         """Run a command once beside the children; return whether it succeeded, and its output."""
-        child = Child(name, command, log=self._logs / f"{name}.log")
+        child = Child(name, command, self._logs / f"{name}.log")
         child.start()
         self.wait(child.has_ended)
         return child.bury() == 0, child.output()

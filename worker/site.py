@@ -6,7 +6,6 @@ import ssl
 import time
 import uuid
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Final, Self
 
 import httpx
@@ -60,12 +59,7 @@ class Site:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
     async def request(

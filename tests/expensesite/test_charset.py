@@ -1,4 +1,4 @@
-"""What encodings a request may name."""
+"""Requests that name an encoding."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from expensesite.charset import Utf8Only
 from tests import factories
 from tests.conftest import Unchanged
 
-# As the server calls it, since Django looks a charset up before any middleware runs.
+# The WSGI application, since Django looks a charset up before any middleware runs.
 APPLICATION = Utf8Only(WSGIHandler())
 ROUTES = [
     ("GET", "/list?q=%C3%A9", ""),
@@ -78,7 +78,7 @@ def call(method: str, target: str, body: str = "", **headers: str) -> tuple[int,
 def test_another_charset_is_415_on_every_kind_of_route(
     unchanged: Unchanged, content_type: str
 ) -> None:
-    """X11: no request makes the site fail, or remember a name, by what it says of its encoding."""
+    """X11: Python would remember each unknown name, and some codecs always fail."""
     factories.expense("exp-1")
     token = factories.bearer(factories.user(groups.EMPLOYEE, groups.WORKER))["Authorization"]
     with unchanged():
@@ -95,7 +95,7 @@ def test_another_charset_is_415_on_every_kind_of_route(
     "charset", ["", "utf-8", "UTF-8", '"utf-8"', "utf8", "us-ascii", "ISO-8859-1", "latin1"]
 )
 def test_the_charsets_of_clients_are_served(charset: str) -> None:
-    """E12: clients that name UTF-8 or, as older ones do, Latin-1, are answered as without."""
+    """E12: UTF-8 and, from older clients, Latin-1."""
     content_type = "application/json" + (f"; charset={charset}" if charset else "")
     user = factories.user(groups.EMPLOYEE)
     token = factories.bearer(user)["Authorization"]
@@ -114,7 +114,7 @@ def test_the_charsets_of_clients_are_served(charset: str) -> None:
     "accept", ["*/*", "application/json; q*=nonsense''x", "a/b; *=x''", "text/html; charset=hex"]
 )
 def test_no_accept_header_is_a_500(accept: str) -> None:
-    """X11: the REST framework reads Accept as it reads Content-Type."""
+    """X11: the REST framework parses Accept like Content-Type."""
     token = factories.bearer(factories.user(groups.EMPLOYEE))["Authorization"]
     for target in ("/api/v1/expenses/", "/orders", "/status?id=x", "/admin/login/", "/metrics"):
         assert call("GET", target, HTTP_ACCEPT=accept, HTTP_AUTHORIZATION=token)[0] < 500

@@ -1,4 +1,4 @@
-"""What the log says of a refused request."""
+"""The log lines of refused requests."""
 
 import io
 import logging
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """The site's log, as it is written."""
-    [handler] = [one for one in logging.getLogger().handlers if one.name == "stderr"]
+    """The lines that the site's log writes."""
+    [handler] = [h for h in logging.getLogger().handlers if h.name == "stderr"]
     written = io.StringIO()
     before = handler.setStream(written)  # type: ignore[attr-defined]
     yield written
@@ -35,7 +35,7 @@ def log() -> Iterator[io.StringIO]:
 def test_a_refused_request_is_one_line(
     client: Client, log: io.StringIO, path: str, host: str, status: int
 ) -> None:
-    """E10: neither a traceback, which says the site failed, nor a line of the client's making."""
+    """E10: no traceback, since the site has not failed, and no line that the client forged."""
     if host == "localhost":
         client.force_login(factories.user(groups.APPROVER))
     assert client.get(path, headers={"Host": host}).status_code == status
@@ -45,7 +45,7 @@ def test_a_refused_request_is_one_line(
 
 
 def test_a_failure_keeps_its_traceback(client: Client, log: io.StringIO) -> None:
-    """E10: what the site did wrong is found by its traceback."""
+    """E10: it leads to the defect of the site."""
     client.raise_request_exception = False
     client.force_login(factories.user(groups.APPROVER))
     with pytest.MonkeyPatch.context() as patch:
@@ -56,7 +56,7 @@ def test_a_failure_keeps_its_traceback(client: Client, log: io.StringIO) -> None
 
 
 def test_no_secret_is_logged(client: Client, log: io.StringIO) -> None:
-    """E10: not the bearer token, the password, the task token nor a query of a refused request."""
+    """E10: no bearer token, password, task token or query of a refused request."""
     factories.expense("exp-1")
     factories.user(username="ada", password="pass-of-ada")
     bearer = factories.bearer(factories.user(groups.EMPLOYEE))

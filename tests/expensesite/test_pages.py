@@ -1,4 +1,4 @@
-"""What every answer carries: its headers, and marks for invisible text."""
+"""Headers on every answer, and marks for invisible characters."""
 
 import json
 from typing import Any
@@ -55,7 +55,7 @@ def test_every_answer_stays_out_of_caches(admin: Client, path: str, status: int)
 
 
 def test_static_files_are_cached(client: Client) -> None:
-    """X11: what is the same for everybody is not asked for at each page."""
+    """X11: browsers do not ask for them with each page."""
     answer = client.get("/static/expenses/page.css")
     assert answer.status_code == 200
     assert answer.headers["Cache-Control"] == "max-age=60, public"
@@ -87,19 +87,19 @@ def html(body: str, content_type: str = "text/html; charset=utf-8") -> str:
     ids=ascii,
 )
 def test_invisible_characters_are_shown_as_marks(body: str, shown: str) -> None:
-    """X8: in text, and not in the values of fields, which the next POST would store; what shapes
-    an emoji or a Persian word stays."""
+    """X8: in text, but not in the values of fields, which the next POST would store. The characters
+    that shape an emoji or a Persian word stay."""
     assert html(body) == shown
 
 
 def test_programs_get_what_is_stored() -> None:
-    """E12: marks are for people."""
+    """E12: JSON and plain text have no marks."""
     for content_type in ("application/json", "text/plain; charset=utf-8"):
         assert html(REVERSED, content_type) == REVERSED
 
 
 def test_texts_on_the_pages_are_marked(admin: Client) -> None:
-    """X8: on the list, on the expense's page, in its audit trail and among the ledger."""
+    """X8: on the list, on the expense's page and in the audit trail."""
     submitter = factories.user(groups.EMPLOYEE, first_name=REVERSED)
     approver = factories.user(groups.APPROVER)
     expense = factories.expense("exp-1", submitter=submitter)
@@ -125,7 +125,7 @@ def test_texts_on_the_pages_are_marked(admin: Client) -> None:
 
 
 def test_a_form_saved_again_stores_no_mark(admin: Client) -> None:
-    """X8: the mark is shown, never stored."""
+    """X8: the mark is only on the page."""
     factories.stock()
     StockItem.objects.filter(product_id="SKU-001").update(name=REVERSED)
     item = StockItem.objects.get(product_id="SKU-001")

@@ -1,4 +1,4 @@
-"""No address is a failure of the site: odd values of every parameter of each GET route."""
+"""Odd values of every parameter of each GET route: none makes the site fail."""
 
 import base64
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ VALUES = (
 
 @pytest.fixture
 def asker(db: None) -> Iterator[Client]:
-    """Somebody who sees everything, at a site that holds something."""
+    """The client of a person who sees everything, on a site with some records."""
     root = factories.user(username="root", is_superuser=True)
     factories.expense("exp-1", factories.State.COMPLETED)
     factories.order("ord-1")
@@ -71,7 +71,7 @@ def asker(db: None) -> Iterator[Client]:
 
 @pytest.mark.parametrize("path", PARAMETERS)
 def test_no_value_of_a_parameter_is_a_500(asker: Client, path: str) -> None:
-    """X11: dates that are none in UTC, numbers without an end, NUL, broken cursors."""
+    """X11: dates outside UTC, endless numbers, NUL, broken cursors."""
     for name in PARAMETERS[path]:
         for value in ODD:
             answer = asker.get(path, {name: value})
@@ -81,7 +81,7 @@ def test_no_value_of_a_parameter_is_a_500(asker: Client, path: str) -> None:
 @given(data=st.data())
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_address_is_a_500(asker: Client, data: st.DataObject) -> None:
-    """X11: several parameters at once, of a name and value of the client's making."""
+    """X11: several parameters at once, with any names and values."""
     path, known = data.draw(st.sampled_from([*PARAMETERS.items(), *LISTS]))
     names = st.sampled_from(known) | st.text(max_size=12)
     query = data.draw(st.dictionaries(names, VALUES, max_size=4))
@@ -106,14 +106,14 @@ def test_no_address_is_a_500(asker: Client, data: st.DataObject) -> None:
 def test_a_cursor_that_is_no_time_is_not_found(
     asker: Client, path: str, position: str, status: int
 ) -> None:
-    """E12: a time that the database cannot compare is no place in the list."""
+    """E12: the database cannot compare it with the rows."""
     answer = asker.get(f"/api/v1/{path}", {"cursor": cursor(position)})
     assert answer.status_code == status
 
 
 @pytest.mark.parametrize("key", ["%00", "a%00b", "9" * 40, "%FF", "x" * 3000, "_00", "..%2F"])
-def test_no_record_is_named_so(asker: Client, key: str) -> None:
-    """X11: an id that no database compares or holds is not found, or no id at all."""
+def test_an_odd_id_of_a_record_is_no_500(asker: Client, key: str) -> None:
+    """X11: an id that no database can compare or store."""
     paths = [f"/orders/{key}", f"/orders/{key}/status", f"/payments/{key}", f"/status?id={key}"]
     paths += [f"/api/v1/expenses/{key}/", f"/api/v1/orders/{key}/audit", f"/admin/r/{key}/{key}/"]
     paths += [

@@ -7,8 +7,8 @@ from django.test import Client
 from django.utils import timezone
 
 
-def test_names_whom_to_tell(client: Client, settings: Any) -> None:
-    """X8: anybody finds the contact; the file is valid for less than a year, as RFC 9116 asks."""
+def test_anybody_finds_the_contact(client: Client, settings: Any) -> None:
+    """X8: the file is valid for less than a year, as RFC 9116 demands."""
     settings.SECURITY_CONTACT = "https://expenses.example/security"
     answer = client.get("/.well-known/security.txt")
     assert (answer.status_code, answer["Content-Type"]) == (200, "text/plain; charset=utf-8")

@@ -1,4 +1,4 @@
-"""What a person sets wrong is one sentence (design rule 8)."""
+"""The settings of a deployment, and the sentences about wrong ones."""
 
 import os
 import secrets
@@ -37,7 +37,7 @@ GOOD = {
     ids=str,
 )
 def test_a_wrong_setting_is_named(wrong: dict[str, str], said: str, tmp_path: Path) -> None:
-    """X8, design rule 8: no traceback, no default secret; the variable and the remedy."""
+    """X8: with its remedy, without a traceback; secrets have no default."""
     checked = subprocess.run(
         [sys.executable, MANAGE, "check"],
         env={"PATH": os.environ["PATH"], "EXPENSES_DATA_DIR": str(tmp_path), **GOOD, **wrong},
@@ -51,8 +51,7 @@ def test_a_wrong_setting_is_named(wrong: dict[str, str], said: str, tmp_path: Pa
 
 
 def test_a_deployment_as_documented_passes_its_check(tmp_path: Path) -> None:
-    """X8: `check --deploy` is silent with the settings of docs/operations.md, so that whatever it
-    says is news."""
+    """X8: `check --deploy` reports nothing with the settings of docs/operations.md."""
     deployment = {
         "SECRET_KEY": secrets.token_urlsafe(50),
         "ALLOWED_HOSTS": "expenses.example",
@@ -73,8 +72,8 @@ def test_a_deployment_as_documented_passes_its_check(tmp_path: Path) -> None:
 
 
 def test_the_session_of_a_deployment_travels_over_https_alone(tmp_path: Path) -> None:
-    """X8: both cookies; over HTTPS browsers say which site asked, so a link in a mail may carry the
-    session."""
+    """X8: both cookies. Over HTTPS browsers name the site that sent a request, so they may send the
+    session with a link in a mail."""
     told = subprocess.run(
         [
             *(sys.executable, MANAGE, "shell", "--no-imports", "-c"),
@@ -94,6 +93,65 @@ def test_the_session_of_a_deployment_travels_over_https_alone(tmp_path: Path) ->
     assert told.stdout == "True True Lax True\n"
 
 
+# What a browser gets of the sign-in page through a proxy.
+BEHIND_A_PROXY = """
+import sys
+from django.test import Client
+peer, scheme = sys.argv[1:]
+answer = Client().get("/admin/login/", REMOTE_ADDR=peer, headers={
+    "Host": "inside.example", "X-Forwarded-Host": "expenses.example",
+    "X-Forwarded-Proto": f"{scheme}, http", "X-Forwarded-For": "192.0.2.7, 10.1.0.9",
+})
+print(answer.status_code, answer.get("Location"), answer.get("Strict-Transport-Security"))
+print([(name, cookie["secure"]) for name, cookie in answer.cookies.items()])
+print(answer.wsgi_request.build_absolute_uri("/"), answer.wsgi_request.META["REMOTE_ADDR"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("peer", "scheme", "hsts", "address"),
+    [
+        (
+            "10.1.2.3",
+            "https",
+            "max-age=3600; includeSubDomains",
+            "https://expenses.example/ 192.0.2.7",
+        ),
+        ("10.1.2.3", "http", "None", "http://expenses.example/ 192.0.2.7"),
+        ("10.2.2.3", "https", "None", "http://inside.example/ 10.2.2.3"),
+    ],
+)
+def test_the_environment_puts_the_site_behind_an_https_proxy(
+    peer: str, scheme: str, hsts: str, address: str, tmp_path: Path
+) -> None:
+    """X8: TRUSTED_PROXIES, PROXY_HOPS, HSTS_… and COOKIES_OVER_HTTPS_ONLY. The site redirects
+    nobody to HTTPS: the proxy does, and the worker and the probes use plain HTTP."""
+    answered = subprocess.run(
+        [sys.executable, "-c", f"import django; django.setup(){BEHIND_A_PROXY}", peer, scheme],
+        cwd=MANAGE.parent,
+        env={
+            "PATH": os.environ["PATH"],
+            "DJANGO_SETTINGS_MODULE": "expensesite.settings",
+            "EXPENSES_DATA_DIR": str(tmp_path),
+            **GOOD,
+            "ALLOWED_HOSTS": "expenses.example,inside.example",
+            "TRUSTED_PROXIES": "10.0.0.7,10.1.0.0/16",
+            "PROXY_HOPS": "2",
+            "HSTS_SECONDS": "3600",
+            "HSTS_INCLUDE_SUBDOMAINS": "true",
+            "COOKIES_OVER_HTTPS_ONLY": "true",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answered.stdout.splitlines() == [
+        f"200 None {hsts}",
+        "[('csrftoken', True)]",
+        address,
+    ]
+
+
 @pytest.mark.parametrize(
     ("chosen", "decides"),
     [
@@ -101,7 +159,7 @@ def test_the_session_of_a_deployment_travels_over_https_alone(tmp_path: Path) ->
         ({"EXPENSES_PROTOCOL_ACCESS": "token"}, False),
         ({"EXPENSES_PROTOCOL_ACCESS": "off"}, False),
         ({"EXPENSES_PROTOCOL_ACCESS": "open"}, True),
-        # As `make up` writes what nobody chose.
+        # An empty variable means that nobody chose.
         ({"EXPENSES_PROTOCOL_ACCESS": "open", "ORDERS_SIGNAL_DECISIONS": ""}, True),
         ({"EXPENSES_PROTOCOL_ACCESS": "token", "ORDERS_SIGNAL_DECISIONS": ""}, False),
         ({"EXPENSES_PROTOCOL_ACCESS": "open", "ORDERS_SIGNAL_DECISIONS": "0"}, False),
@@ -109,8 +167,10 @@ def test_the_session_of_a_deployment_travels_over_https_alone(tmp_path: Path) ->
     ],
     ids=str,
 )
-def test_where_signals_decide(chosen: dict[str, str], decides: bool, tmp_path: Path) -> None:
-    """O3, X8: in the open mode, or where somebody chose it; up to 2000."""
+def test_signals_decide_in_the_open_mode_or_by_choice(
+    chosen: dict[str, str], decides: bool, tmp_path: Path
+) -> None:
+    """O3, X8: in the open mode, or if somebody chose it; up to 2000."""
     asked = subprocess.run(
         [
             sys.executable,

@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 class Command(TemporalCommand):
     help = (
-        "Deliver the outbox to Temporal: whatever the web processes did not deliver at commit. "
-        "Each minute it looks for decisions that a workflow still waits for, and delivers them "
-        "again. Runs until SIGTERM or Ctrl-C and then finishes its step. Any number may run."
+        "Deliver the messages in the outbox that the web processes did not deliver at commit. "
+        "Each minute the relay looks for decisions that a workflow still waits for, and delivers "
+        "them again. SIGTERM or Ctrl-C stops it after its current step. Any number may run."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -29,7 +29,7 @@ class Command(TemporalCommand):
         comparing = asyncio.create_task(reconciliation.Reconciler().run())
         log.info("Relay ready")
         await running.run()
-        # At any line: what it queues is one statement.
+        # It can stop at any line, since it queues messages by a single statement.
         comparing.cancel()
         await asyncio.wait([comparing])
         log.info("Relay stopped")

@@ -12,9 +12,9 @@ from worker import contracts
 
 class Command(BaseCommand):
     help = (
-        "Serve the site over HTTP, in processes of WEB_THREADS threads. A request that is not "
-        "whole costs no thread: half-sent ones are closed after 30 s, and a body over 3 MB is "
-        "answered 413. SIGTERM or Ctrl-C answers the requests under way first."
+        "Serve the site over HTTP, in processes of WEB_THREADS threads. An incomplete request "
+        "occupies no thread and is closed after 30 s; a body over 3 MB is answered 413. SIGTERM or "
+        "Ctrl-C stops the server after it has answered the requests under way."
     )
     requires_system_checks = []
 
@@ -41,7 +41,7 @@ class Command(BaseCommand):
         if not 0 <= stop_seconds < float("inf"):
             raise CommandError("--stop-seconds takes a number of seconds from 0.")
         address = server.free_address(host, port, "--port")
-        # Delivery at commit begins with this import.
+        # This import starts the delivery at commit.
         from expensesite.wsgi import application
 
         server.serve(
