@@ -1,4 +1,4 @@
-"""Signing in and out leads to pages, and its session stays with this site."""
+"""Signing in and out leads to pages only, and the session stays on this site."""
 
 import re
 from urllib.parse import unquote, urlsplit
@@ -18,7 +18,7 @@ from tests.conftest import Unchanged
 pytestmark = pytest.mark.django_db
 
 INDEX = "/admin/"
-# Targets that lead, or would lead, a browser somewhere else than to a page.
+# Targets that are no page, or that a browser could resolve to something else.
 ATTACKS = [
     "/action?type=approve&id=exp-1",
     "/admin/../action?type=approve&id=exp-1",
@@ -84,9 +84,8 @@ ATTACKS = [
     ],
 )
 def test_sign_in_leads_to_a_page(client: Client, unchanged: Unchanged, leads: str, to: str) -> None:
-    """X8: a link to the sign-in with an action as its `next` decides nothing, for a person who
-    signs in and for one who is signed in. Over plain HTTP the session cookie is not sent with what
-    other sites ask for."""
+    """X8: a link to the sign-in with an action as its `next` decides nothing, whether the person
+    signs in or is signed in. Over plain HTTP browsers send no session with other sites' requests."""
     factories.expense("exp-1")
     factories.user(groups.APPROVER, username="ada", password="pass-of-ada")
     form = {"username": "ada", "password": "pass-of-ada"}
@@ -102,7 +101,7 @@ def test_sign_in_leads_to_a_page(client: Client, unchanged: Unchanged, leads: st
 
 
 def test_the_known_attack_decides_nothing(client: Client, unchanged: Unchanged) -> None:
-    """X8: the link that approved an expense, followed to its end, shows the admin's index."""
+    """X8: the link that once approved an expense leads to the admin's index."""
     factories.expense("exp-1")
     factories.user(groups.APPROVER, username="ada", password="pass-of-ada")
     form = {"username": "ada", "password": "pass-of-ada"}
@@ -115,7 +114,7 @@ def test_the_known_attack_decides_nothing(client: Client, unchanged: Unchanged) 
 
 @pytest.mark.parametrize("leads", ATTACKS)
 def test_sign_out_leads_to_a_page(client: Client, unchanged: Unchanged, leads: str) -> None:
-    """X8: the sign-out takes a `next` as well; in open mode that request would be anonymous."""
+    """X8: the sign-out has a `next` too; in open mode that request would be anonymous."""
     factories.expense("exp-1")
     client.force_login(factories.user(groups.APPROVER))
     with unchanged():
@@ -137,19 +136,19 @@ def test_sign_out_leads_to_a_page(client: Client, unchanged: Unchanged, leads: s
     ],
 )
 def test_the_admin_redirects_to_no_dot_segments(client: Client, path: str) -> None:
-    """X8: the admin appends slashes and forwards old addresses; a path such as
-    `/admin/..%2Faction` would come back as one that the browser resolves."""
+    """X8: the admin appends slashes and forwards old addresses. It would redirect a path such as
+    `/admin/..%2Faction` to one that the browser resolves."""
     client.force_login(factories.user(is_superuser=True))
     # The client would resolve the path itself.
     answer = client.generic("GET", "/", PATH_INFO=path)
     assert (answer.status_code, answer.headers.get("Location")) == (404, None)
 
 
-# The URL standard's parser, as far as a `Location` of an http site reaches it.
+# The part of the URL standard's parser that a `Location` of an http site uses.
 
 
 def browsed(location: str, base: str = "http://testserver/admin/login/") -> tuple[str, str, str]:
-    """The origin, path and query that a browser asks for when it is redirected to `location`."""
+    """The origin, path and query of a browser's request after a redirect to `location`."""
     url = location.strip("".join(map(chr, range(0x21))))
     url = re.sub("[\t\n\r]", "", url).partition("#")[0]
     here = urlsplit(base)
@@ -198,7 +197,7 @@ def browsed(location: str, base: str = "http://testserver/admin/login/") -> tupl
     ],
 )
 def test_browsed_is_the_standard(location: str, path: str) -> None:
-    """X8: what the property below relies on, by examples of the URL standard."""
+    """X8: on examples of the URL standard; the property below uses it."""
     assert browsed(location)[1] == path
 
 
@@ -227,7 +226,7 @@ targets = st.lists(
 @example("/admin/../action?type=approve&id=exp-1")
 @example("/list?q=1")
 def test_no_target_leaves_the_pages(target: str) -> None:
-    """X8: whatever `next` is, the browser stays on this site and opens one of the pages."""
+    """X8: for any `next` the browser stays on this site and opens a page."""
     location = sign_in.page_at(target)
     if location is None:
         return
@@ -241,8 +240,8 @@ def test_no_target_leaves_the_pages(target: str) -> None:
 
 
 def test_a_person_without_staff_rights_gets_the_form(client: Client) -> None:
-    """X8: the admin's own redirect is no way around; a wrong password is told from a missing right
-    only to who knows the password."""
+    """X8: the admin's own redirect is no way around. Only a person who knows the password learns
+    that the right is missing."""
     User.objects.create_user("visitor", password="pass-of-visitor")
     form = {"username": "visitor", "password": "pass-of-visitor", "next": "/list"}
     answer = client.post("/admin/login/", form)

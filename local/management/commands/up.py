@@ -72,37 +72,22 @@ class Command(BaseCommand):
         if seed < 0:
             raise CommandError("--seed takes a whole number from 0.")
         temporal = DevServer(temporal_port, temporal_ui_port)
-        address = server.free_address(host, port, "--port")
-        server.free_address(LOOPBACK, temporal_port, "--temporal-port")
-        server.free_address(LOOPBACK, temporal_ui_port, "--temporal-ui-port")
-        if len({port, temporal_port, temporal_ui_port}) < 3:
-            raise CommandError("--port, --temporal-port and --temporal-ui-port must differ.")
-        name = _client_name(host)
-        url = f"http://{name}:{port}"
-        os.environ.setdefault("EXPENSES_SITE_URL", url)
-        os.environ.setdefault("ALLOWED_HOSTS", f"localhost,127.0.0.1,[::1],{name}")
-        os.environ |= temporal.settings()
-        installation.record(directory)
+        address = _check_ports(host, port, temporal_port, temporal_ui_port)
+        url = _publish_settings(temporal, host, port)
 
         processes = directory / "processes.json"
         processes.unlink(missing_ok=True)  # left by an `up` that was killed
         self._say(f"Preparing the installation in {directory}")
         people = _set_up(directory)
-        logs = directory / "logs"
         with Supervisor(
-            logs=logs,
+            logs=directory / "logs",
             signals=installation.stop_signals(),
             say=self._say,
             changed=lambda pids: installation.write_private(processes, json.dumps(pids)),
         ) as supervisor:
             self._say("Starting Temporal, the site, the relay and the worker")
-            supervisor.start(
-                "temporal",
-                temporal.command(directory),
-                environment=temporal.environment,
-                directory=installation.BASE_DIR,
-            )
-            relay = _start_product(supervisor, address, port, people["worker"]["token"])
+            token = people["worker"]["token"]
+            relay = _start_children(supervisor, temporal, directory, address, port, token)
             answering: dict[str, Callable[[], bool]] = {
                 "temporal": temporal.set_retention,
                 "web": lambda: _is_ready(url),
@@ -110,7 +95,7 @@ class Command(BaseCommand):
                 "worker": temporal.is_polled,
             }
             if all(
-                supervisor.wait(answers, what=f"{child}; its log is {logs / child}.log")
+                supervisor.wait(answers, what=f"{child}; its log is {directory}/logs/{child}.log")
                 for child, answers in answering.items()
             ):
                 self._welcome(directory, url, temporal.ui_url, people["admin"]["username"])
@@ -150,10 +135,30 @@ class Command(BaseCommand):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _client_name(host: str) -> str:
-    """Return the name, as in a URL, by which a client on this machine reaches the host."""
+def _check_ports(host: str, port: int, temporal_port: int, temporal_ui_port: int) -> str:
+    """Return the numeric address of the host. Raises CommandError if a port cannot be used."""
+    address = server.free_address(host, port, "--port")
+    server.free_address(LOOPBACK, temporal_port, "--temporal-port")
+    server.free_address(LOOPBACK, temporal_ui_port, "--temporal-ui-port")
+    if len({port, temporal_port, temporal_ui_port}) < 3:
+        raise CommandError("--port, --temporal-port and --temporal-ui-port must differ.")
+    return address
+
+
+def _publish_settings(temporal: DevServer, host: str, port: int) -> str:
+    """Give the addresses of this start to the children and to commands in other terminals.
+
+    Returns the address by which a client on this machine reaches the site.
+    """
     name = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104
-    return f"[{name}]" if ":" in name else name
+    if ":" in name:
+        name = f"[{name}]"
+    url = f"http://{name}:{port}"
+    os.environ.setdefault("EXPENSES_SITE_URL", url)
+    os.environ.setdefault("ALLOWED_HOSTS", f"localhost,127.0.0.1,[::1],{name}")
+    os.environ |= temporal.settings()
+    installation.record(settings.DATA_DIR)
+    return url
 
 
 def _set_up(directory: Path) -> dict[str, dict[str, str]]:
@@ -173,11 +178,24 @@ def _set_up(directory: Path) -> dict[str, dict[str, str]]:
         connection.close()
 
 
-def _start_product(supervisor: Supervisor, address: str, port: int, token: str) -> Child:
-    """Start the site, the relay and the worker; return the relay.
+def _start_children(
+    supervisor: Supervisor,
+    temporal: DevServer,
+    directory: Path,
+    address: str,
+    port: int,
+    worker_token: str,
+) -> Child:
+    """Start Temporal, the site, the relay and the worker; return the relay.
 
     The supervisor stops them in the opposite order.
     """
+    supervisor.start(
+        "temporal",
+        temporal.command(directory),
+        environment=temporal.environment,
+        directory=installation.BASE_DIR,
+    )
     site = _environment_without("EXPENSES_SITE_TOKEN")
     web = [*MANAGE, "web", f"--host={address}", f"--port={port}"]
     supervisor.start("web", web, environment=site)
@@ -189,7 +207,7 @@ def _start_product(supervisor: Supervisor, address: str, port: int, token: str) 
         [*MANAGE, "runworker"],
         # The worker's environment is complete: it need not open settings.env, which holds secrets.
         environment=_environment_without(*installation.SECRETS, "DATABASE_URL")
-        | {"EXPENSES_SITE_TOKEN": token, "EXPENSES_DATA_DIR": os.devnull},
+        | {"EXPENSES_SITE_TOKEN": worker_token, "EXPENSES_DATA_DIR": os.devnull},
     )
     return relay
 
