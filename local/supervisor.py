@@ -136,6 +136,7 @@ def _read_from(path: Path, start: int) -> bytes:
         return b""
 
 
+@dataclass(kw_only=True)
 class Supervisor:
     """Run children until one of `signals` arrives. Use it as a context manager.
 
@@ -147,26 +148,18 @@ class Supervisor:
     the directory of the log files.
     """
 
-    def __init__(
-        self,
-        *,
-        logs: Path,
-        signals: Sequence[signal.Signals],
-        say: Callable[[str], None],
-        changed: Callable[[dict[str, int]], None],
-    ) -> None:
-        self._logs = logs
-        self._signals = signals
-        self._say = say
-        self._changed = changed
-        self._children: list[Child] = []
-        self._pids: dict[str, int] = {}
-        self._entered_at = time.monotonic()
-        self._stopping = False
-        self._in_a_hurry = False
+    logs: Path
+    signals: Sequence[signal.Signals]
+    say: Callable[[str], None]
+    changed: Callable[[dict[str, int]], None]
+    _children: list[Child] = field(default_factory=list, init=False)
+    _pids: dict[str, int] = field(default_factory=dict, init=False)
+    _entered_at: float = field(default_factory=time.monotonic, init=False)
+    _stopping: bool = field(default=False, init=False)
+    _in_a_hurry: bool = field(default=False, init=False)
 
     def __enter__(self) -> Self:
-        for number in self._signals:
+        for number in self.signals:
             signal.signal(number, self._note_stop_request)
         return self
 
@@ -194,14 +187,14 @@ class Supervisor:
 
         `environment` is the child's whole environment; None means this process's own.
         """
-        child = Child(name, command, self._logs / f"{name}.log", environment, directory)
+        child = Child(name, command, self.logs / f"{name}.log", environment, directory)
         self._children.append(child)
         self._start(child)
         return child
 
     def run(self, name: str, command: Sequence[str]) -> tuple[bool, str]:
         """Run a command once beside the children; return whether it succeeded, and its output."""
-        child = Child(name, command, self._logs / f"{name}.log")
+        child = Child(name, command, self.logs / f"{name}.log")
         child.start()
         self.wait(child.has_ended)
         return child.bury() == 0, child.output()
@@ -219,7 +212,7 @@ class Supervisor:
             if until():
                 return True
             if what and not said and time.monotonic() - self._entered_at > PATIENCE:
-                self._say(f"waiting for {what}")
+                self.say(f"waiting for {what}")
                 said = True
             time.sleep(TICK)
         return False
@@ -240,15 +233,15 @@ class Supervisor:
         else:
             assert child.process is not None  # noqa: S101
             self._pids[child.name] = child.process.pid
-            self._changed(self._pids)
+            self.changed(self._pids)
 
     def _say_next_start(self, child: Child, reason: str, seconds: float) -> None:
         if not seconds:
-            self._say(f"{child.name} {reason}; it is started again")
+            self.say(f"{child.name} {reason}; it is started again")
             return
         lines = [f"{child.name} {reason}; it is started again in {seconds:g} s. Its log ends:"]
         lines += [f"    {line}" for line in child.output().splitlines()[-5:] if line]
-        self._say("\n".join(lines))
+        self.say("\n".join(lines))
 
     def _note_stop_request(self, number: int, _: object) -> None:
         # A second SIGTERM means nothing: `make` repeats the one that its process group got already.

@@ -85,7 +85,7 @@ ATTACKS = [
 )
 def test_sign_in_leads_to_a_page(client: Client, unchanged: Unchanged, leads: str, to: str) -> None:
     """X8: a link to the sign-in with an action as its `next` decides nothing, whether the person
-    signs in or is signed in. Over plain HTTP browsers send no session with other sites' requests."""
+    signs in or is signed in. Over plain HTTP other sites' links carry no session."""
     factories.expense("exp-1")
     factories.user(groups.APPROVER, username="ada", password="pass-of-ada")
     form = {"username": "ada", "password": "pass-of-ada"}
