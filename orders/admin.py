@@ -1,5 +1,6 @@
-"""Orders at the approver's desk, the stock, and what the integrations keep."""
+"""Orders at the approver's desk, the stock, and the records of the integrations."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 from django import forms
@@ -21,6 +22,7 @@ from unfold.widgets import UnfoldAdminIntegerFieldWidget, UnfoldAdminTextInputWi
 from access.actors import Actor
 from access.bounded_admin import BoundedAdmin, ReadOnlyAdmin
 from access.text import TEXT_LENGTH
+from approvals import money
 from approvals import services as approvals
 from approvals.admin import DecidableAdmin, TrailRow, with_delivery
 from approvals.models import Route
@@ -47,7 +49,7 @@ class OrderAdmin(DecidableAdmin):
     id_field = "order_id"
     pending = State.PENDING
     decide_permission = services.DECIDE
-    unsent = "The relay tells the workflow."
+    unsent = "The relay notifies the workflow."
     list_display: ClassVar = [
         "order_id",
         "shown_state",
@@ -61,7 +63,7 @@ class OrderAdmin(DecidableAdmin):
     list_filter: ClassVar = ["state", "needs_approval"]
     list_select_related: ClassVar = ["submitter"]
     list_before_template = "admin/orders/order/links.html"
-    # The second finds what folding the case misses where ids are compared by code point.
+    # On SQLite `icontains` folds only ASCII; `contains` finds the rest.
     search_fields: ClassVar = [
         "order_id",
         "order_id__contains",
@@ -105,16 +107,14 @@ class OrderAdmin(DecidableAdmin):
         return request.user.has_perm(services.OPERATE)
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
-        # The action of the list. Which orders a submitter may cancel, the service knows.
+        # For the action on the list. The service checks that a submitter cancels only their own.
         return self.has_operate_permission(request) or request.user.has_perm(services.SUBMIT)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Order]:
         return with_delivery(
-            services.visible_to(request.user),  # type: ignore[arg-type]
+            services.visible_to(Actor.of(request.user)),  # type: ignore[arg-type]
             [Concat(Value(prefix), OuterRef("order_id")) for prefix in services.MESSAGES],
         )
-
-    # What is shown.
 
     @display(description="state", ordering="state", label=_LABELS)
     def shown_state(self, order: Order) -> tuple[str, str]:
@@ -140,7 +140,7 @@ class OrderAdmin(DecidableAdmin):
 
     @display(description="time left")
     def time_left(self, order: Order) -> str | None:
-        """Until the approval times out, once the workflow waits."""
+        """Return the time until the approval times out, once the workflow waits."""
         if order.state != State.PENDING or order.expires_at is None:
             return None
         return timeuntil(order.expires_at) if order.expires_at > timezone.now() else "none"
@@ -157,14 +157,12 @@ class OrderAdmin(DecidableAdmin):
         return offered
 
     def trail(self, row: Order) -> list[TrailRow]:
-        """The audit trail, and each step and its undoing (requirements O5, X5)."""
+        """Return the audit trail with each step and each undo (requirements O5, X5)."""
         steps = [
             TrailRow(step.at, _step(step), f"attempt {step.attempt}", "workflow", step.message)
             for step in row.steps.all()
         ]
         return sorted([*super().trail(row), *steps], key=lambda entry: entry.at)
-
-    # What is done: each translates, calls one service a row, and reports.
 
     @admin.action(description="Cancel", permissions=["cancel"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[Order]) -> HttpResponse | None:
@@ -179,41 +177,30 @@ class OrderAdmin(DecidableAdmin):
         return [path("snapshot/", snapshot, name="orders_order_snapshot"), *super().get_urls()]
 
     def snapshot_view(self, request: HttpRequest) -> HttpResponse:
-        """Orders, stock, money and warehouse of one moment, and whether they agree."""
-        if not all(
-            request.user.has_perm(f"orders.view_{name}")
-            for name in ("order", "stockitem", "charge", "warehouserecord")
-        ):
+        """Show orders, stock, payments and warehouse of one moment."""
+        if not request.user.has_perms(services.SNAPSHOT_PERMISSIONS):
             raise PermissionDenied
         now = services.snapshot()
+        inventory = ("product_id", "name", "unit_price", "available", "reserved")
+        payments = ("charge_id", "amount", "status", "payment_method")
+        warehouse = ("order_id", "product_id", "quantity", "status")
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "title": "Snapshot",
             "states": _states(),
             "tables": [
-                (
-                    "Inventory",
-                    _table(
-                        now.inventory, "product_id", "name", "unit_price", "available", "reserved"
-                    ),
-                ),
+                ("Inventory", _table(now.inventory, inventory)),
                 ("Orders, the newest", _orders(now.orders[:SHOWN])),
-                (
-                    "Payments, the newest",
-                    _table(now.payments[:SHOWN], "charge_id", "amount", "status", "payment_method"),
-                ),
-                (
-                    "Warehouse, the newest",
-                    _table(now.warehouse[:SHOWN], "order_id", "product_id", "quantity", "status"),
-                ),
+                ("Payments, the newest", _table(now.payments[:SHOWN], payments)),
+                ("Warehouse, the newest", _table(now.warehouse[:SHOWN], warehouse)),
             ],
         }
         return TemplateResponse(request, "admin/orders/order/snapshot.html", context)
 
 
 class StockItemForm(forms.ModelForm):  # type: ignore[type-arg]
-    """Pieces are added or taken away, never set: orders reserve some at any moment."""
+    """Adds or takes away pieces; never sets their number, which orders change at any moment."""
 
     pieces = forms.IntegerField(
         initial=0,
@@ -236,7 +223,7 @@ class StockItemForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean(self) -> dict[str, Any] | None:
         cleaned: dict[str, Any] | None = super().clean()
-        # A new product has no price that could change.
+        # A new product has no earlier price.
         if self.instance.pk and self.changes_price() and not self.cleaned_data.get("reason"):
             self.add_error("reason", services.PRICE_NEEDS_REASON)
         return cleaned
@@ -257,7 +244,6 @@ class StockItemAdmin(BoundedAdmin):
     search_fields: ClassVar = ["product_id", "name"]
     ordering: ClassVar = ["product_id"]
     fields: ClassVar = ["product_id", "name", "unit_price", "currency", "pieces"]
-    # Of a product that is there already.
     change_fields: ClassVar = [
         "product_id",
         "name",
@@ -270,7 +256,7 @@ class StockItemAdmin(BoundedAdmin):
     ]
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False  # orders refer to it
+        return False  # orders refer to the product
 
     def get_fields(self, request: HttpRequest, obj: StockItem | None = None) -> list[str]:
         return self.change_fields if obj else self.fields
@@ -280,12 +266,12 @@ class StockItemAdmin(BoundedAdmin):
 
     @display(description="unit price", ordering="unit_price")
     def price(self, item: StockItem) -> str:
-        return f"{item.unit_price:,.2f} {item.currency}"
+        return money.text(item.unit_price, item.currency)
 
     def save_model(self, request: HttpRequest, obj: StockItem, form: Any, change: bool) -> None:
-        # Not the pieces: orders may have taken some since the page was read.
+        # Orders may have taken pieces since the page was read.
         obj.save(update_fields=["name"] if change else None)
-        who: dict[str, Any] = {
+        act: dict[str, Any] = {
             "actor": Actor.of(request.user),  # type: ignore[arg-type]
             "route": Route.ADMIN,
             "now": timezone.now(),
@@ -294,12 +280,12 @@ class StockItemAdmin(BoundedAdmin):
             price = {"unit_price": obj.unit_price, "currency": obj.currency}
             obj.unit_price, obj.currency = form.initial["unit_price"], form.initial["currency"]
             try:
-                services.change_price(obj, **price, reason=form.cleaned_data["reason"], **who)
+                services.change_price(obj, **price, reason=form.cleaned_data["reason"], **act)
             except approvals.WrongState as error:
                 messages.error(request, str(error))
         if pieces := form.cleaned_data["pieces"]:
             try:
-                services.adjust_stock(obj, by=pieces, **who)
+                services.adjust_stock(obj, by=pieces, **act)
             except approvals.WrongState as error:
                 messages.error(request, f"{error} The pieces stay as they are.")
 
@@ -323,12 +309,12 @@ def _step(step: OrderStep) -> str:
 
 
 def _states() -> list[tuple[str, int]]:
-    """How many orders there are in each state."""
+    """Return the number of orders in each state."""
     found = dict(Order.objects.order_by().values_list("state").annotate(Count("pk")))
     return [(state.label, found.get(state, 0)) for state in State]
 
 
-def _table(rows: list[dict[str, Any]], *names: str) -> dict[str, Any]:
+def _table(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     return {
         "headers": [name.replace("_id", "").replace("_", " ") for name in names],
         "rows": [[row[name] for name in names] for row in rows],
@@ -340,12 +326,12 @@ def _orders(orders: list[Order]) -> dict[str, Any]:
         "headers": ["order", "state", "total", "submitted", "why it ended"],
         "rows": [
             [
-                format_html(_LINK, reverse("admin:orders_order_change", args=[one.pk]), one),
-                one.get_state_display(),
-                one.money(),
-                localize(one.created_at),
-                one.failure_reason,
+                format_html(_LINK, reverse("admin:orders_order_change", args=[order.pk]), order),
+                order.get_state_display(),
+                order.money(),
+                localize(order.created_at),
+                order.failure_reason,
             ]
-            for one in orders
+            for order in orders
         ],
     }

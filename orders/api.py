@@ -1,18 +1,17 @@
-"""Orders over HTTP (requirements O7): the same views at the root, where
-EXPENSES_PROTOCOL_ACCESS governs, and under `/api/v1/`. JSON; errors are problem details.
+"""The HTTP API of orders (requirements O7, E12): the same views under `/api/v1/` and at the root,
+where EXPENSES_PROTOCOL_ACCESS governs. JSON; errors are problem details.
 
-People see their own orders, or all with the permission to view or to carry them; others are not
-found (requirements X10).
+The root keeps the shapes of the published samples: an order's state is called `status`, lists are
+plain arrays, and a path names an order by its UUID or its workflow id. Under `/api/v1/` it is
+`state`, lists have pages, and a path names an order by its UUID or its order id.
+
+With `Prefer: wait=N` a request is answered once the order has ended, or after N seconds; a
+submission or a decision whose order has not ended by then gets 202.
 """
 
-import re
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
-from django.contrib.auth.models import User
-from django.db.models import QuerySet
-from django.http import Http404
 from django.utils import timezone
 from rest_framework import exceptions, serializers
 from rest_framework.request import Request
@@ -22,17 +21,24 @@ from access import open_access
 from access.text import ID_LENGTH, TEXT_LENGTH, is_opaque_id, validate_opaque_id
 from access.views import ActorView
 from approvals import services as approvals
+from approvals.api import (
+    AuditEntrySerializer,
+    DecisionSerializer,
+    find_to_decide,
+    reason_in,
+    refusals_as_problems,
+)
 from approvals.models import VERDICT_OF_VERB, Route
 from orders import fulfilment, integrations, services
-from orders.models import Order, OrderStep, State
-from rest import idempotency
-from rest.problems import Conflict, TooMany
-from temporal import client, inspection, loop
+from orders.models import FINAL, Order, OrderStep, State
+from rest import prefer
+from rest.paging import CursorPages
+from rest.paths import find
+from rest.problems import Conflict
 from worker import contracts
 
 LARGEST_QUANTITY: Final = 1_000_000
 LARGEST_ORDER: Final = 100
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 class ItemSerializer(serializers.Serializer[Any]):
@@ -41,7 +47,7 @@ class ItemSerializer(serializers.Serializer[Any]):
 
 
 class SubmissionSerializer(serializers.Serializer[Any]):
-    """One product with its quantity, or several as `lines`; validated, it is always `lines`."""
+    """One product with its quantity, or several as `lines`. The validated data has `lines`."""
 
     product_id = serializers.CharField(
         required=False, trim_whitespace=False, validators=[validate_opaque_id]
@@ -79,25 +85,29 @@ class SubmissionSerializer(serializers.Serializer[Any]):
             )
         if single:
             attrs["lines"] = [{name: attrs.pop(name) for name in single}]
-        attrs["fail_at"] = attrs["fail_at"] or ""
         return attrs
 
+    def submission(self) -> services.Submission:
+        """Return the validated data."""
+        data = dict(self.validated_data)
+        lines = data.pop("lines")
+        chosen = {name: data.pop(name, "") or "" for name in ("order_id", "workflow_id", "fail_at")}
+        return services.Submission(
+            items=[integrations.Item(**line) for line in lines],
+            customer=services.Customer(**data),
+            **chosen,
+        )
 
-class ReasonSerializer(serializers.Serializer[Any]):
-    reason = serializers.CharField(
-        max_length=TEXT_LENGTH, default="", allow_blank=True, allow_null=True
-    )
 
-
-class FilterSerializer(serializers.Serializer[Any]):
-    """How a list of orders is narrowed. A time without its zone is in UTC."""
+class RootFilterSerializer(serializers.Serializer[Any]):
+    """The filters of the list at the root. A time without a zone is in UTC."""
 
     status = serializers.ChoiceField(choices=State.choices, required=False)
     before = serializers.DateTimeField(required=False)
 
 
 class StepSerializer(serializers.Serializer[Any]):
-    """What the worker sends with a step. Nothing in it decides for a person."""
+    """The worker's request for a step. Nothing in it decides for a person."""
 
     attempt = serializers.IntegerField(min_value=1)
     reason = serializers.CharField(required=False, allow_blank=True)
@@ -113,206 +123,182 @@ class IntegrationFailed(exceptions.APIException):
     wait = 2
 
 
-class _OfOrders(ActorView):
-    """A view that finds orders for whoever asks."""
-
-    def visible(self) -> QuerySet[Order]:
-        """Those that the actor sees, on every route alike (requirements X10)."""
-        user = self.actor.user
-        return Order.objects.all() if user is None else services.visible_to(user)
-
-    def find(self, ref: str, orders: QuerySet[Order]) -> Order:
-        """By its UUID, or by its workflow id. Raises Http404."""
-        if not is_opaque_id(ref, 200):
-            raise Http404
-        # The UUID first: a workflow id can be chosen to look like that of another order (X7).
-        found = orders.filter(pk=ref).first() if _UUID.fullmatch(ref) else None
-        found = found or orders.filter(workflow_id=ref).first()
-        if found is None:
-            raise exceptions.NotFound(f"There is no order with the workflow id {ref}.")
-        return found
+class _OrdersView(ActorView):
+    """A view that answers about orders which the actor sees (requirements X10)."""
 
     @property
     def route(self) -> Route:
         return Route.PROTOCOL if self.at_root else Route.REST
 
+    @property
+    def own_id(self) -> str:
+        """The field by which a path names an order, beside its UUID."""
+        return "workflow_id" if self.at_root else "order_id"
 
-class OrderView(_OfOrders):
-    """`GET` one order."""
+    def find(self, ref: str) -> Order:
+        return find(services.visible_to(self.actor), ref, self.own_id)
+
+    def worded(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer with the samples' word for `state` at the root."""
+        word = "status" if self.at_root else "state"
+        return {word if name == "state" else name: value for name, value in answer.items()}
+
+    def acted(self, order: Order) -> dict[str, Any]:
+        """Return the answer to an action on the order."""
+        return self.worded(_status(order) if self.at_root else _order(order))
+
+
+class OrderView(_OrdersView):
+    """`GET` an order; with `Prefer: wait=N`, once it has ended."""
 
     def get(self, request: Request, ref: str) -> Response:
-        return Response(_order(self.find(ref, self.visible())))
+        order, _ = _waited(request, self.find(ref))
+        return Response(self.worded(_order(order)))
 
 
-class OrdersView(_OfOrders):
-    """`GET` lists orders, the newest first; `POST` submits one."""
+class OrdersView(_OrdersView):
+    """`GET` lists orders, newest first. `POST` submits an order."""
 
     def get(self, request: Request) -> Response:
-        orders = self.visible()
-        narrowed = FilterSerializer(data=request.query_params.dict())
-        narrowed.is_valid(raise_exception=True)
-        if status := narrowed.validated_data.get("status"):
+        orders = services.visible_to(self.actor)
+        if not self.at_root:
+            filters = {
+                name: request.query_params[name].replace("\0", "\ufffd")
+                for name in ("state", "order_id")
+                if name in request.query_params
+            }
+            pages = CursorPages()
+            page = pages.paginate_queryset(
+                orders.filter(**filters).order_by("-created_at", "-id"), request, view=self
+            )
+            return pages.get_paginated_response([_summary(order) for order in page or ()])
+        body = RootFilterSerializer(data=request.query_params.dict())
+        body.is_valid(raise_exception=True)
+        if status := body.validated_data.get("status"):
             orders = orders.filter(state=status)
-        if before := narrowed.validated_data.get("before"):
+        if before := body.validated_data.get("before"):
             orders = orders.filter(created_at__lt=before)
-        return Response([_summary(order) for order in orders[: services.LISTED]])
+        return Response([self.worded(_summary(order)) for order in orders[: services.LISTED]])
 
     def post(self, request: Request) -> Response:
-        if not self.actor.may(services.SUBMIT):
-            raise exceptions.PermissionDenied(
-                "You may not submit orders; ask for the Employee group."
-            )
-        body = SubmissionSerializer(data=request.data)
-        body.is_valid(raise_exception=True)
-        order = self.submit(request, body.validated_data)
-        response = Response(
-            {
-                "workflow_id": order.workflow_id,
-                "order_id": order.order_id,
-                "status": "started",
-            },
-            HTTPStatus.CREATED,
-        )
-        response["Location"] = f"{'' if self.at_root else '/api/v1'}/orders/{order.pk}"
-        return response
-
-    def submit(self, request: Request, wanted: dict[str, Any]) -> Order:
-        fail_at = wanted.pop("fail_at")
-        if fail_at and not open_access.is_local_installation(request._request):
-            raise exceptions.ValidationError(
-                {"fail_at": ["Failures are injected in the local mode only; leave it out."]}
-            )
-        key = request.headers.get("Idempotency-Key", "")
-        order_id = wanted.pop("order_id", None) or _id_for(self.actor.user, key)
-        named = wanted.pop("workflow_id", None)
-        lines = wanted.pop("lines")
-        submission: dict[str, Any] = {
-            "workflow_id": named or contracts.order_workflow_id(order_id),
-            "items": [integrations.Item(**line) for line in lines],
-            "details": services.Details(**wanted),
-        }
-        if key and (before := _same(order_id, self.actor.user, **submission)):
-            return before
-        try:
-            if named and not _is_free(named):
-                raise services.AlreadyExists(
-                    "workflow_id",
-                    f"The workflow id {named} is in use. Choose another, or leave it out.",
+        with refusals_as_problems():
+            services.check_may_submit(self.actor)
+            body = SubmissionSerializer(data=request.data)
+            body.is_valid(raise_exception=True)
+            try:
+                order = services.submit_order(
+                    body.submission(),
+                    actor=self.actor,
+                    route=self.route,
+                    now=timezone.now(),
+                    local=open_access.is_local_installation(request._request),
+                    key=request.headers.get("Idempotency-Key", ""),
                 )
-            return services.submit_order(
-                order_id,
-                **submission,
-                actor=self.actor,
-                route=self.route,
-                now=timezone.now(),
-                fail_at=fail_at,
-            )
-        except approvals.TooManySubmissions as error:
-            raise TooMany(str(error), wait=error.wait_seconds) from error
-        except services.NotOrderable as error:
-            field = "lines" if "lines" in request.data else "product_id"
-            raise exceptions.ValidationError({field: [str(error)]}) from error
-        except services.AlreadyExists as error:
-            if key and (before := _same(order_id, self.actor.user, **submission)):
-                return before
-            raise Conflict(str(error)) from error
+            except services.IdInUse as error:
+                raise Conflict(str(error)) from error
+            except services.NotSubmitted as error:
+                one_product = error.field == "lines" and "lines" not in request.data
+                field = "product_id" if one_product else error.field
+                raise exceptions.ValidationError({field: [str(error)]}) from error
+        order, came = _waited(request, order)
+        started = {
+            "workflow_id": order.workflow_id,
+            "order_id": order.order_id,
+            "status": "started",
+        }
+        return Response(
+            started if self.at_root else _order(order),
+            HTTPStatus.CREATED if came else HTTPStatus.ACCEPTED,
+            headers={"Location": f"{'' if self.at_root else '/api/v1'}/orders/{order.pk}"},
+        )
 
 
-class StatusView(_OfOrders):
-    """`GET` how an order stands: what `get_status` of its workflow tells, from the records, which
-    the workflow goes by; they answer while Temporal does not."""
+class StatusView(_OrdersView):
+    """`GET` the state of an order, as its workflow's query `get_status`, with the timeline. It is
+    read from the records, so it is answered while Temporal is down too."""
 
     def get(self, request: Request, ref: str) -> Response:
-        return Response(_status(self.find(ref, self.visible())))
+        return Response(self.worded(_status(self.find(ref))))
 
 
-class DecideView(_OfOrders):
-    """`POST …/approve`, `…/reject` with `{"reason"}`. A repeat of the standing verdict succeeds."""
+class DecideView(_OrdersView):
+    """`POST …/approve`, `…/reject` with `{"reason"}`; with `Prefer: wait=N`, answered once the
+    order has ended. Asking again for the verdict that was taken succeeds."""
 
     def post(self, request: Request, ref: str, verb: str) -> Response:
         verdict = VERDICT_OF_VERB[verb]
-        # Deciding takes a permission, and its refusal is audited.
-        try:
-            order = self.find(ref, Order.objects.all())
-        except exceptions.NotFound:
-            if self.actor.may(services.DECIDE):
-                raise
-            # The same answer as for an order that is there.
-            raise exceptions.PermissionDenied(str(approvals.not_permitted(self.actor))) from None
-        try:
+        # A refused decision is audited, so it finds every order.
+        order = find_to_decide(
+            Order.objects.all(), ref, self.own_id, actor=self.actor, permission=services.DECIDE
+        )
+        with refusals_as_problems(verdict):
             services.decide_order(
                 order,
                 verdict=verdict,
                 actor=self.actor,
                 route=self.route,
-                reason=_reason(request),
+                reason=reason_in(request),
                 now=timezone.now(),
             )
-        except approvals.ReasonMissing as error:
-            raise exceptions.ValidationError({"reason": [str(error)]}) from error
-        except approvals.Refused as error:
-            raise exceptions.PermissionDenied(str(error)) from error
-        except approvals.AlreadyDecided as error:
-            if error.verdict != verdict:
-                raise Conflict(str(error)) from error
-        except approvals.WrongState as error:
-            raise Conflict(str(error)) from error
-        return Response(_status(order))
+        order, came = _waited(request, order)
+        return Response(self.acted(order), HTTPStatus.OK if came else HTTPStatus.ACCEPTED)
 
 
-class CancelView(_OfOrders):
-    """`POST …/cancel` with an optional `{"reason"}`: what was done is undone. 202 where that is
-    under way."""
+class _OperateView(_OrdersView):
+    """`POST` with an optional `{"reason"}`: 200 if the order has ended, otherwise 202."""
+
+    def act(self, order: Order, **act: Any) -> None:
+        raise NotImplementedError
 
     def post(self, request: Request, ref: str) -> Response:
-        order = self.find(ref, self.visible())
-        try:
-            services.cancel_order(
+        order = self.find(ref)
+        with refusals_as_problems():
+            self.act(
                 order,
                 actor=self.actor,
                 route=self.route,
-                reason=_reason(request),
+                reason=reason_in(request),
                 now=timezone.now(),
             )
-        except approvals.Refused as error:
-            raise exceptions.PermissionDenied(str(error)) from error
-        except approvals.WrongState as error:
-            raise Conflict(str(error)) from error
-        order.refresh_from_db()
-        ended = order.state == State.CANCELLED
-        return Response(_status(order), HTTPStatus.OK if ended else HTTPStatus.ACCEPTED)
+        order, _ = _waited(request, order)
+        ended = order.state in FINAL
+        return Response(self.acted(order), HTTPStatus.OK if ended else HTTPStatus.ACCEPTED)
 
 
-class RetryView(_OfOrders):
-    """`POST …/retry`: a new run for a failed order; 202."""
+class CancelView(_OperateView):
+    """`POST …/cancel`: cancel the order and undo its steps."""
 
-    def post(self, request: Request, ref: str) -> Response:
-        order = self.find(ref, self.visible())
-        try:
-            services.retry_order(order, actor=self.actor, route=self.route, now=timezone.now())
-        except approvals.Refused as error:
-            raise exceptions.PermissionDenied(str(error)) from error
-        except approvals.WrongState as error:
-            raise Conflict(str(error)) from error
-        return Response(_status(order), HTTPStatus.ACCEPTED)
+    def act(self, order: Order, **act: Any) -> None:
+        services.cancel_order(order, **act)
 
 
-class AuditView(_OfOrders):
-    """The audit trail of an order, oldest first, for whoever sees the order (X5)."""
+class RetryView(_OperateView):
+    """`POST …/retry`: carry out a failed order again."""
+
+    def act(self, order: Order, **act: Any) -> None:
+        services.retry_order(order, **act)
+
+
+class AuditView(_OrdersView):
+    """The audit trail of an order, oldest first, for everybody who sees the order (X5)."""
 
     def get(self, request: Request, ref: str) -> Response:
-        trail = approvals.trail(services.SUBJECT, self.find(ref, self.visible()).order_id)
-        return Response(list(trail.values("event", "actor", "route", "reason", "at")))
+        trail = approvals.trail(services.SUBJECT, self.find(ref).order_id)
+        if self.at_root:
+            return Response(AuditEntrySerializer(trail, many=True).data)
+        pages = CursorPages()
+        page = pages.paginate_queryset(trail, request, view=self)
+        return pages.get_paginated_response(AuditEntrySerializer(page, many=True).data)
 
 
-class StepView(_OfOrders):
-    """`POST …/steps/<step>`: the worker has a step carried out. 409 where the workflow must not go
-    on with it, with the reason; any other failure is a 5xx, to be asked again."""
+class StepView(_OrdersView):
+    """`POST …/steps/<step>`: carry out a step for the worker. 409 says why the workflow must not
+    continue; after any other failure, which is a 5xx, the worker asks again."""
 
     def post(self, request: Request, ref: str, step: str) -> Response:
         if not self.actor.may(services.CARRY):
             raise exceptions.PermissionDenied("Only the worker carries out steps.")
-        order = self.find(ref, Order.objects.all())
+        order = self.find(ref)
         key = request.headers.get("Idempotency-Key", "")
         if contracts.workflow_id_of_key(key) != order.workflow_id:
             raise Conflict(f"{order.order_id} belongs to another workflow.")
@@ -330,7 +316,7 @@ class StepView(_OfOrders):
             )
         except fulfilment.UnknownStep as error:
             raise exceptions.NotFound(str(error)) from error
-        except (fulfilment.NotNow, integrations.Refused) as error:
+        except (fulfilment.NotNow, integrations.Declined) as error:
             raise Conflict(str(error)) from error
         except fulfilment.OutcomeUnknown as error:
             raise IntegrationFailed(str(error)) from error
@@ -341,15 +327,23 @@ class InventoryView(ActorView):
     """`GET` the stock: `{"product_id", "available", "reserved", …}` for each product."""
 
     def get(self, request: Request) -> Response:
-        _check_may_view(self, "orders.view_stockitem")
+        _check_may_view(self, services.VIEW_STOCK)
         return Response(integrations.inventory().snapshot())
 
 
+class ChargesView(ActorView):
+    """`GET` the newest charges."""
+
+    def get(self, request: Request) -> Response:
+        _check_may_view(self, services.VIEW_CHARGES)
+        return Response(integrations.payments().snapshot())
+
+
 class ChargeView(ActorView):
-    """`GET` one charge, by its id."""
+    """`GET` a charge by its id."""
 
     def get(self, request: Request, charge_id: str) -> Response:
-        _check_may_view(self, "orders.view_charge")
+        _check_may_view(self, services.VIEW_CHARGES)
         charge = is_opaque_id(charge_id) and integrations.payments().find(charge_id)
         if not charge:
             raise exceptions.NotFound(f"There is no charge {charge_id}.")
@@ -357,21 +351,21 @@ class ChargeView(ActorView):
 
 
 class WarehouseView(ActorView):
-    """`GET` what the warehouse was told to send."""
+    """`GET` the warehouse's newest records."""
 
     def get(self, request: Request) -> Response:
-        _check_may_view(self, "orders.view_warehouserecord")
+        _check_may_view(self, services.VIEW_WAREHOUSE)
         return Response(integrations.warehouse().snapshot())
 
 
-class SnapshotView(ActorView):
+class SnapshotView(_OrdersView):
     """`GET` orders, inventory, payments and warehouse as they were at one moment."""
 
     def get(self, request: Request) -> Response:
-        for name in ("order", "stockitem", "charge", "warehouserecord"):
-            _check_may_view(self, f"orders.view_{name}")
+        _check_may_view(self, *services.SNAPSHOT_PERMISSIONS)
         now = services.snapshot()
-        return Response({**now._asdict(), "orders": [_summary(order) for order in now.orders]})
+        orders = [self.worded(_summary(order)) for order in now.orders]
+        return Response({**now._asdict(), "orders": orders})
 
 
 def _summary(order: Order) -> dict[str, Any]:
@@ -379,7 +373,7 @@ def _summary(order: Order) -> dict[str, Any]:
         "id": order.pk,
         "workflow_id": order.workflow_id,
         "order_id": order.order_id,
-        "status": order.state,
+        "state": order.state,
         "total": str(order.total),
         "currency": order.currency,
         "needs_approval": order.needs_approval,
@@ -391,7 +385,6 @@ def _summary(order: Order) -> dict[str, Any]:
 
 
 def _order(order: Order) -> dict[str, Any]:
-    decision = order.decision
     return {
         **_summary(order),
         "customer_id": order.customer_id,
@@ -410,20 +403,12 @@ def _order(order: Order) -> dict[str, Any]:
             }
             for line in order.lines.all()
         ],
-        "decision": decision
-        and {
-            "verdict": decision.verdict,
-            "actor": decision.actor,
-            "route": decision.route,
-            "reason": decision.reason,
-            "at": decision.at,
-        },
+        "decision": order.decision and DecisionSerializer(order.decision).data,
     }
 
 
 def _status(order: Order) -> dict[str, Any]:
-    """As `get_status` of the workflow, and what the steps answered."""
-    order.refresh_from_db()
+    """Return the same as `get_status` of the workflow, and the results of the steps."""
     steps = list(order.steps.filter(attempt=order.attempt))
     completed = [step for step in steps if step.status == OrderStep.Status.COMPLETED]
     failed = {step.name for step in steps if step.status == OrderStep.Status.FAILED}
@@ -435,7 +420,7 @@ def _status(order: Order) -> dict[str, Any]:
     return {
         "workflow_id": order.workflow_id,
         "order_id": order.order_id,
-        "status": order.state,
+        "state": order.state,
         "attempt": order.attempt,
         "approval_status": approval,
         "approval_reason": decision.reason if decision else "",
@@ -458,7 +443,7 @@ def _status(order: Order) -> dict[str, Any]:
 
 
 def _current_step(order: Order, steps: list[OrderStep]) -> str | None:
-    """The step that is under way; None where the order has ended."""
+    """Return the step that is under way, or None for an order that has ended."""
     if order.state == State.PENDING:
         return contracts.AWAIT_APPROVAL
     if order.state == State.COMPENSATING:
@@ -470,52 +455,17 @@ def _current_step(order: Order, steps: list[OrderStep]) -> str | None:
     return left[0] if left else contracts.COMPLETE_ORDER
 
 
-def _check_may_view(view: ActorView, permission: str) -> None:
-    if not view.actor.may(permission):
-        raise exceptions.PermissionDenied(f"You may not see this; it takes {permission}.")
+def _check_may_view(view: ActorView, *permissions: str) -> None:
+    for permission in permissions:
+        if not view.actor.may(permission):
+            raise exceptions.PermissionDenied(f"You may not see this; it takes {permission}.")
 
 
-def _reason(request: Request) -> str:
-    body = ReasonSerializer(data=request.data)
-    body.is_valid(raise_exception=True)
-    return body.validated_data["reason"] or ""
+def _reread(order: Order) -> Order:
+    return Order.objects.select_related("submitter", "decision").get(pk=order.pk)
 
 
-def _id_for(user: User | None, key: str) -> str:
-    """An order id: its own for each key of a user, so that a repeated request meets the order that
-    the first one made."""
-    if not key:
-        return services.new_order_id()
-    return f"ord_{idempotency.digest(user, key)[:12]}"
-
-
-def _same(
-    order_id: str,
-    submitter: User | None,
-    *,
-    workflow_id: str,
-    items: Sequence[integrations.Item],
-    details: services.Details,
-) -> Order | None:
-    """The order that an identical request made."""
-    order = Order.objects.filter(
-        order_id=order_id, workflow_id=workflow_id, submitter=submitter, **vars(details)
-    ).first()
-    if order is None:
-        return None
-    ordered = dict(order.lines.values_list("product_id", "quantity"))
-    return order if ordered == services.quantities(items) else None
-
-
-def _is_free(workflow_id: str) -> bool:
-    """Whether neither an order nor another workflow of Temporal has the id, as far as that
-    answers."""
-    if Order.objects.filter(workflow_id=workflow_id).exists():
-        return False
-    try:
-        run = loop.ask(
-            lambda temporal: inspection.run_of(temporal, workflow_id), seconds=client.CALL_SECONDS
-        )
-    except client.Unreachable:
-        return True
-    return run is None
+def _waited(request: Request, order: Order) -> tuple[Order, bool]:
+    return prefer.wait_until(
+        request, _reread(order), settled=lambda order: order.state in FINAL, reread=_reread
+    )

@@ -1,8 +1,8 @@
-"""What an order's workflow asks of the site, step by step (requirements O2-O5).
+"""The steps that an order's workflow asks of the site (requirements O2-O5).
 
-Each step calls its integration outside of any transaction, and records what came of it once; a
-repeat is answered with the record. Which end an order comes to is decided here by compare-and-set:
-`complete_order` and `begin_compensation` exclude each other, whoever else asks meanwhile.
+Each step calls its integration outside of any transaction and records the result once; a repeat is
+answered with the record. A compare-and-set decides how an order ends: `complete_order` and
+`begin_compensation` exclude each other.
 """
 
 import contextlib
@@ -35,23 +35,23 @@ _VERDICT_OF: Final = {
 }
 UNSTATED_REASON: Final = "rejected by signal"
 CANCELLED_IN_TEMPORAL: Final = "cancelled in Temporal"
-# How long after the end of its window an order waits for Temporal to say which signals there are.
+# How long an order waits, after its approval window, for Temporal to report the signals.
 PATIENCE: Final = timedelta(seconds=30)
-# Of the name of an actor, what a client of Temporal may claim.
+# The longest part of an actor's name that a client of Temporal chooses.
 _CLAIM_LENGTH: Final = 130
 _ENDED = {State.CANCELLED: AuditEntry.Event.CANCELLED, State.FAILED: AuditEntry.Event.FAILED}
 
 
 class NotNow(Exception):
-    """The order is not in the state for this step; the workflow must not go on with it."""
+    """The order's state does not allow this step; the workflow must not continue with it."""
 
 
 class UnknownStep(Exception):
-    """There is no step of this name."""
+    """No step has this name."""
 
 
 class OutcomeUnknown(Exception):
-    """Another system did not say what came of it: it has to be asked again."""
+    """Another system did not report a result; the workflow must ask again."""
 
 
 def carry_out(
@@ -63,10 +63,11 @@ def carry_out(
     actor: actors.Actor,
     now: datetime,
 ) -> dict[str, Any]:
-    """Do what the workflow of an attempt asks, once, and answer it. Not within a transaction.
+    """Carry out a step for the workflow of an attempt, once, and return the answer to the workflow.
+    Not within a transaction.
 
-    Raises UnknownStep, NotNow, and integrations.Refused where another system says no. After
-    OutcomeUnknown, as after an error of the database, the workflow asks again.
+    Raises UnknownStep, NotNow, and integrations.Declined where another system refuses. After
+    OutcomeUnknown or an error of the database the workflow asks again.
     """
     if step in _FORWARD:
         return _do(order, step, attempt=attempt, now=now)
@@ -76,9 +77,9 @@ def carry_out(
         raise UnknownStep(f"There is no step {step}.")
     if attempt == order.attempt:
         _DECISIONS[step](order, details, actor, now)
-    answer = standing(order, now)
+    answer = current_state(order, now)
     if attempt != order.attempt:
-        # A run that was started twice, or a late repeat: it ends as its attempt did.
+        # The run was started twice, or repeats a request late. It fails, like its attempt.
         reason = f"{order.order_id} is in attempt {order.attempt}, not {attempt}."
         return {"state": State.FAILED, "verdict": "", "approval_reason": "", "reason": reason}
     if step == contracts.BEGIN_COMPENSATION:
@@ -86,10 +87,13 @@ def carry_out(
     return answer
 
 
-def standing(order: Order, now: datetime) -> dict[str, Any]:
-    """How the order stands now, as its workflow is told: `{"state", "verdict", "approval_reason",
-    "reason"}`, the last of a failure or cancellation. While it is pending also `"seconds_left"`, by
-    the site's clock: after how many whole seconds to ask again, from 1."""
+def current_state(order: Order, now: datetime) -> dict[str, Any]:
+    """Return `{"state", "verdict", "approval_reason", "reason"}` for the workflow; `reason` is why
+    the order failed or was cancelled.
+
+    A pending order also has `"seconds_left"`: after how many whole seconds, at least 1, the
+    workflow asks again.
+    """
     order.refresh_from_db()
     decision = order.decision
     answer: dict[str, Any] = {
@@ -110,7 +114,7 @@ def standing(order: Order, now: datetime) -> dict[str, Any]:
 def _do(order: Order, step: str, *, attempt: int, now: datetime) -> dict[str, Any]:
     done = order.steps.filter(attempt=attempt, name=step, status=OrderStep.Status.COMPLETED).first()
     carried = (State.RUNNING, State.COMPLETED) if done else _WHEN.get(step, (State.RUNNING,))
-    # Compared and set: whoever compensates finds that it was begun, or keeps it from beginning.
+    # Compare-and-set: a compensation either finds that this step was begun, or prevents it.
     if not Order.objects.filter(pk=order.pk, attempt=attempt, state__in=carried).update(
         steps_begun=Greatest("steps_begun", _POSITION.get(step, 0))
     ):
@@ -126,7 +130,7 @@ def _do(order: Order, step: str, *, attempt: int, now: datetime) -> dict[str, An
 
 def _undo(order: Order, step: str, *, attempt: int, now: datetime) -> dict[str, Any]:
     order.refresh_from_db()
-    # Undone for ever: what is yet to begin could not be done then.
+    # An undo is permanent, so never undo an attempt that can still run.
     if attempt > order.attempt or (
         attempt == order.attempt and order.state in (State.PENDING, State.RUNNING, State.COMPLETED)
     ):
@@ -137,10 +141,11 @@ def _undo(order: Order, step: str, *, attempt: int, now: datetime) -> dict[str, 
 
 
 def _called(call: Callable[[], T]) -> T:
-    """What an integration answers; whatever it raises but Refused says nothing."""
+    """Call an integration. Raises OutcomeUnknown for every error except Declined and the
+    database's."""
     try:
         return call()
-    except (integrations.Refused, DatabaseError):
+    except (integrations.Declined, DatabaseError):
         raise
     except Exception as error:
         log.exception("An integration failed")
@@ -157,7 +162,7 @@ def _note(
     now: datetime,
     result: dict[str, Any] | None = None,
 ) -> None:
-    """Put it into the timeline, once."""
+    """Add a line to the order's timeline, unless it is there already."""
     try:
         with transaction.atomic():
             OrderStep.objects.create(
@@ -198,7 +203,7 @@ def _process_payment(order: Order, key: str) -> dict[str, Any]:
     )
     return {
         "charge_id": charge_id,
-        "message": f"Payment of {order.money()} processed successfully",
+        "message": f"Payment of {order.sample_money()} processed successfully",
     }
 
 
@@ -248,7 +253,7 @@ _FORWARD: Final[dict[str, Callable[[Order, str], dict[str, Any]]]] = {
     contracts.SEND_CONFIRMATION: _send_confirmation,
 }
 _POSITION: Final = {step: place for place, (step, _) in enumerate(contracts.SAGA, start=1)}
-# Nothing is confirmed before the order is complete for good.
+# The confirmation is sent after the order is complete, when nothing can be undone any more.
 _WHEN: Final = {contracts.SEND_CONFIRMATION: (State.COMPLETED,)}
 _UNDO: Final[dict[str, Callable[[str], str]]] = {
     contracts.RELEASE_INVENTORY: _release_inventory,
@@ -257,14 +262,14 @@ _UNDO: Final[dict[str, Callable[[str], str]]] = {
 }
 
 
-# What decides how the order goes on; each leaves the answer to `standing`. `order` is that of the
-# attempt which asks, and may have gone on to the next since.
+# The steps that change the order's state; `current_state` makes the answer to each. The row may
+# have moved to the next attempt since `order` was read.
 
 
 def _await_approval(
     order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime
 ) -> None:
-    """The workflow waits for the decision; the first time, the approval window begins."""
+    """Begin the approval window when the workflow waits for the first time."""
     Order.objects.filter(
         pk=order.pk, state=State.PENDING, attempt=order.attempt, expires_at=None
     ).update(expires_at=_end_of_window(order, now))
@@ -277,11 +282,11 @@ def _end_of_window(order: Order, now: datetime) -> datetime:
 def _settle_approval(
     order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime
 ) -> None:
-    """A signal may have come, or the window may be over: decide, if it is so (O3, O4).
+    """Decide by the first signal, or let the order expire at the end of its window (O3, O4).
 
-    What the caller says decides nothing. `now` is from before the signals are read, so that what
-    came in time is among them when the order expires. Without an answer from Temporal the workflow
-    asks again, but the order does not wait for that longer than PATIENCE.
+    Nothing that the caller says decides. `now` is taken before the signals are read, so a signal
+    that came in time is among them when the order expires. While Temporal does not answer, the
+    workflow asks again, but for no longer than PATIENCE after the end of the window.
     """
     if order.state != State.PENDING:
         return
@@ -291,7 +296,7 @@ def _settle_approval(
         if signals.found and _is_decided_by(signals, order, now):
             return
         if not signals.complete and (end is None or now < end + PATIENCE):
-            raise OutcomeUnknown("Temporal does not say which signals there are; ask again.")
+            raise OutcomeUnknown("Temporal does not report the signals; ask again.")
         if end is not None and now >= end:
             services.decide_order(
                 order,
@@ -304,7 +309,7 @@ def _settle_approval(
 
 
 def _signals(order: Order) -> inspection.Signals:
-    """The signals to the run of the order's attempt that were not refused before."""
+    """Return the signals to the run of the order's attempt that were not refused before."""
     try:
         return loop.ask(
             lambda temporal: inspection.signals_of(
@@ -321,9 +326,10 @@ def _signals(order: Order) -> inspection.Signals:
 
 
 def _is_decided_by(signals: inspection.Signals, order: Order, now: datetime) -> bool:
-    """Decide as the first signal says, where signals may; else audit each of them, once.
+    """Decide by the first signal and return True; or, where signals may not decide this order,
+    audit each signal once and return False.
 
-    Which signals may is a rule about the order, so where the first is refused, all are.
+    The rule is about the order, so a refusal of the first signal holds for all of them.
     """
     first = signals.found[0]
     verdict = _VERDICT_OF[first.name]
@@ -338,15 +344,15 @@ def _is_decided_by(signals: inspection.Signals, order: Order, now: datetime) -> 
             now=now,
         )
     except services.SignalRefused as refusal:
-        _refuse(signals, order, str(refusal), now)
+        _audit_refused(signals, order, str(refusal), now)
         return False
     return True
 
 
-def _refuse(signals: inspection.Signals, order: Order, refusal: str, now: datetime) -> None:
+def _audit_refused(signals: inspection.Signals, order: Order, refusal: str, now: datetime) -> None:
     with transaction.atomic(durable=True):
-        # A request that reads the same signals now or later finds that they were refused. A
-        # decision that was taken meanwhile is delivered by a signal, which is none to refuse.
+        # Another request with the same signals finds them refused. The site delivers a decision
+        # by a signal too, so signals to a decided order are not judged.
         if Order.objects.filter(
             pk=order.pk,
             state=State.PENDING,
@@ -366,8 +372,9 @@ def _refuse(signals: inspection.Signals, order: Order, refusal: str, now: dateti
 
 
 def _sender(signal: inspection.Signal) -> actors.Actor:
-    """Who signalled, as far as that is known: a client of Temporal names itself as it likes."""
-    claimed = "".join(one if one.isprintable() else "?" for one in signal.sender[:_CLAIM_LENGTH])
+    """Return the sender by the name that it claims: clients of Temporal choose their own name."""
+    name = signal.sender[:_CLAIM_LENGTH]
+    claimed = "".join(letter if letter.isprintable() else "?" for letter in name)
     return actors.Actor(None, f"signal ({claimed})" if claimed else "signal")
 
 
@@ -375,14 +382,13 @@ def _complete_order(
     order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime
 ) -> None:
     """RUNNING → COMPLETED: from here on nothing is undone."""
-    this = Order.objects.filter(pk=order.pk, attempt=order.attempt)
-    all_begun = len(contracts.SAGA)
+    rows = Order.objects.filter(pk=order.pk, attempt=order.attempt)
     with transaction.atomic(durable=True):
-        if this.filter(state=State.RUNNING, steps_begun=all_begun).update(
+        if rows.filter(state=State.RUNNING, steps_begun=len(contracts.SAGA)).update(
             state=State.COMPLETED, ended_at=now
         ):
             _record(AuditEntry.Event.COMPLETED, order, actor=actor, now=now)
-    if this.filter(state=State.COMPLETED).exists():
+    if rows.filter(state=State.COMPLETED).exists():
         key = order.idempotency_key(order.attempt)
         _called(lambda: integrations.inventory().fulfil(key))
 
@@ -390,55 +396,47 @@ def _complete_order(
 def _begin_compensation(
     order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime
 ) -> None:
-    """RUNNING → COMPENSATING, for the first reason that is given; an order for which nothing was
-    done ends at once."""
+    """RUNNING → COMPENSATING, for the first reason that is given. A pending order, for which
+    nothing was done, ends at once."""
     cancelled = bool(details.get("cancelled"))
     ends_as = State.CANCELLED if cancelled else State.FAILED
-    # A person who cancels is named by `cancel_order`, and by no caller of this.
+    # `cancel_order` names the person who cancels; a caller of this step cannot name one.
     reason = CANCELLED_IN_TEMPORAL if cancelled else contracts.storable(details.get("reason"))
     step = str(details.get("failed_step", ""))
-    this = Order.objects.filter(pk=order.pk, attempt=order.attempt)
-    change = {"ends_as": ends_as, "failure_reason": reason}
-    # Nothing failed yet that the site knows of, so this is the workflow's word and says so.
-    said = reason if cancelled else f"its workflow failed: {reason}"
-    early = {"ends_as": ends_as, "failure_reason": said}
+    rows = Order.objects.filter(pk=order.pk, attempt=order.attempt)
+    # The site knows of no failure of a pending order, so the reason says who reports one.
+    early = reason if cancelled else f"its workflow failed: {reason}"
     with transaction.atomic(durable=True):
-        if this.filter(state=State.PENDING).update(state=ends_as, ended_at=now, **early):
-            _record(_ENDED[ends_as], order, actor=actor, now=now, reason=said)
-        elif not this.filter(state=State.RUNNING).update(state=State.COMPENSATING, **change):
+        if rows.filter(state=State.PENDING).update(
+            state=ends_as, ends_as=ends_as, failure_reason=early, ended_at=now
+        ):
+            _record(_ENDED[ends_as], order, actor=actor, now=now, reason=early)
+        elif not rows.filter(state=State.RUNNING).update(
+            state=State.COMPENSATING, ends_as=ends_as, failure_reason=reason
+        ):
             return
         if step and ends_as == State.FAILED:
             _note(order, order.attempt, step, OrderStep.Status.FAILED, reason, now=now)
 
 
 def _close_order(order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime) -> None:
-    """COMPENSATING → CANCELLED | FAILED: all is undone. What waits in the outbox for this workflow
-    has nobody to tell it to any more."""
-    this = Order.objects.filter(pk=order.pk, attempt=order.attempt)
+    """COMPENSATING → CANCELLED | FAILED: everything is undone. No workflow is left that needs the
+    messages in the outbox."""
+    rows = Order.objects.filter(pk=order.pk, attempt=order.attempt)
     with transaction.atomic(durable=True):
-        if this.filter(state=State.COMPENSATING).update(state=F("ends_as"), ended_at=now):
+        if rows.filter(state=State.COMPENSATING).update(state=F("ends_as"), ended_at=now):
             order.refresh_from_db()
             event = _ENDED[State(order.state)]
             _record(event, order, actor=actor, now=now, reason=order.failure_reason)
-        if this.filter(state__in=UNDONE).exists():
+        if rows.filter(state__in=UNDONE).exists():
             outbox.settle(
                 [services.decision_key(order.order_id), services.cancel_key(order.order_id)],
                 why="Its workflow has ended.",
             )
 
 
-def _record(
-    event: AuditEntry.Event, order: Order, *, actor: actors.Actor, now: datetime, reason: str = ""
-) -> None:
-    approvals.record_event(
-        event,
-        subject=services.SUBJECT,
-        subject_id=order.order_id,
-        actor=actor,
-        route=Route.WORKFLOW,
-        now=now,
-        reason=reason,
-    )
+def _record(event: AuditEntry.Event, order: Order, **act: Any) -> None:
+    services.record(event, order, route=Route.WORKFLOW, **act)
 
 
 _DECISIONS: Final[dict[str, Callable[[Order, dict[str, Any], actors.Actor, datetime], None]]] = {

@@ -1,4 +1,4 @@
-"""Orders, the stock they take from, and what the built-in integrations keep."""
+"""Orders, the stock, and the records of the built-in integrations."""
 
 import uuid
 from typing import ClassVar
@@ -9,13 +9,15 @@ from django.db import models
 from django.db.models import Q
 
 from access.text import ID_LENGTH, TEXT_LENGTH, OpaqueIdField, validate_opaque_id
+from approvals import money
 from approvals.models import AppendOnlyModel, Decision
 from worker import contracts
 
 
 class State(models.TextChoices):
-    """The lifecycle: PENDING → RUNNING → COMPLETED; RUNNING → COMPENSATING → FAILED | CANCELLED;
-    PENDING → CANCELLED | FAILED, as nothing is undone there; FAILED → PENDING | RUNNING by a retry.
+    """PENDING → RUNNING → COMPLETED; RUNNING → COMPENSATING → FAILED | CANCELLED;
+    PENDING → CANCELLED | FAILED, where nothing has to be undone; FAILED → PENDING | RUNNING by a
+    retry.
     """
 
     PENDING = contracts.PENDING, "pending approval"
@@ -27,7 +29,7 @@ class State(models.TextChoices):
 
 
 FINAL = (State.COMPLETED, State.CANCELLED, State.FAILED)
-# How a compensated order ends.
+# The states in which a compensated order ends.
 UNDONE = (State.CANCELLED, State.FAILED)
 
 
@@ -52,10 +54,10 @@ class Order(models.Model):
     )
     workflow_id = OpaqueIdField("workflow ID", max_length=2 * ID_LENGTH, unique=True)
     state = models.CharField(max_length=12, choices=State, db_index=True)
-    # Counts the runs that were asked for: the first, and each retry after a failure.
+    # The number of runs: the first one, and one for each retry.
     attempt = models.PositiveIntegerField(default=1)
-    # How many steps of contracts.SAGA were begun in this attempt, each counted before it could take
-    # effect: what is undone.
+    # The number of steps of contracts.SAGA that this attempt has begun, and that a compensation
+    # undoes. Each step is counted before it can take effect.
     steps_begun = models.PositiveSmallIntegerField(default=0)
     submitter = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT
@@ -68,18 +70,18 @@ class Order(models.Model):
     total = models.DecimalField(max_digits=14, decimal_places=2)
     currency = CurrencyField()
     needs_approval = models.BooleanField()
-    # How long an order waits for a decision; until when, once its workflow waits.
+    # How long an order waits for a decision. `expires_at` is set when its workflow begins to wait.
     approval_seconds = models.PositiveIntegerField()
     expires_at = models.DateTimeField(null=True, blank=True)
-    # Up to which event of which run its signals were refused, each with one audit entry.
+    # Signals up to this event of this run were refused; each has one audit entry.
     signals_run = models.CharField(max_length=100, blank=True)
     signals_event = models.PositiveBigIntegerField(default=0)
     decision = models.OneToOneField(
         Decision, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
-    # Where a failure is injected; local mode and tests alone (requirements O6).
+    # The step after which a failure is injected (requirements O6).
     fail_at = models.CharField(max_length=20, blank=True)
-    # Why it is compensated, and how it ends then.
+    # How the order ends after its compensation, and why.
     ends_as = models.CharField(max_length=12, blank=True, choices=[(s, s.label) for s in UNDONE])
     failure_reason = models.TextField(blank=True)
     created_at = models.DateTimeField()
@@ -95,27 +97,19 @@ class Order(models.Model):
             ("carry_order", "Can carry out the steps of orders"),
         ]
         constraints = [
-            models.CheckConstraint(name="order_state_known", condition=Q(state__in=State.values)),
             models.CheckConstraint(
                 name="order_id_not_empty", condition=~Q(order_id="") & ~Q(workflow_id="")
             ),
             models.CheckConstraint(
                 name="order_attempt_and_total_positive", condition=Q(attempt__gte=1, total__gt=0)
             ),
-            # Nothing runs before the decision it needs, and nobody decides what needs none.
+            # An order that needs a decision does not run without one. Only these states exist.
             models.CheckConstraint(
                 name="order_state_tied_to_decision",
                 condition=Q(state=State.PENDING, needs_approval=True, decision__isnull=True)
                 | Q(state__in=UNDONE)
-                | Q(
-                    state__in=[State.RUNNING, State.COMPENSATING, State.COMPLETED],
-                    needs_approval=True,
-                    decision__isnull=False,
-                )
-                | Q(
-                    state__in=[State.RUNNING, State.COMPENSATING, State.COMPLETED],
-                    needs_approval=False,
-                ),
+                | Q(state__in=[State.RUNNING, State.COMPENSATING, State.COMPLETED])
+                & (Q(needs_approval=False) | Q(decision__isnull=False)),
             ),
             models.CheckConstraint(
                 name="order_decision_only_where_needed",
@@ -128,7 +122,6 @@ class Order(models.Model):
                 | Q(state=State.FAILED, ends_as=State.FAILED)
                 | Q(state__in=[State.PENDING, State.RUNNING, State.COMPLETED], ends_as=""),
             ),
-            # Checked, reserved, paid and sent.
             models.CheckConstraint(
                 name="order_completed_after_all_steps",
                 condition=~Q(state=State.COMPLETED) | Q(steps_begun=len(contracts.SAGA)),
@@ -144,19 +137,21 @@ class Order(models.Model):
         return str(self.order_id)
 
     def money(self) -> str:
-        """The total as people read it."""
-        return (
-            f"${self.total:.2f}" if self.currency == "USD" else f"{self.total:,.2f} {self.currency}"
-        )
+        """Return the total as people read it: `1,899.97 USD`."""
+        return money.text(self.total, self.currency)
+
+    def sample_money(self) -> str:
+        """Return the total as the published samples print it: `$1899.97`."""
+        return f"${self.total:.2f}" if self.currency == "USD" else self.money()
 
     def idempotency_key(self, attempt: int) -> str:
-        """By which the integrations know an attempt: each does a thing once for a key, and undoes
-        it for ever."""
+        """Return the key by which the integrations know an attempt. For a key, each does its work
+        once, and an undo is permanent."""
         return f"{self.pk}:{attempt}"
 
 
 class OrderLine(models.Model):
-    """A product of an order, at the price it had when the order was submitted."""
+    """A product of an order, at the price of the time when the order was submitted."""
 
     order = models.ForeignKey(Order, on_delete=models.CASCADE, related_name="lines")
     product_id = models.CharField("product ID", max_length=ID_LENGTH)
@@ -180,7 +175,7 @@ class OrderLine(models.Model):
 
 
 class OrderStep(AppendOnlyModel):
-    """What came of a step or an undo of an attempt: the timeline, and the answer to a repeat."""
+    """The result of a step or of its undo: a line of the timeline, and the answer to a repeat."""
 
     class Status(models.TextChoices):
         COMPLETED = "completed", "completed"
@@ -211,12 +206,11 @@ class OrderStep(AppendOnlyModel):
         return f"{self.name} {self.status}"
 
 
-# What the built-in integrations keep: they know orders by their keys alone, like a service
-# elsewhere.
+# The records of the built-in integrations. Like remote services, they know orders only by a key.
 
 
 class StockItem(models.Model):
-    """A product, the pieces that can be ordered, and those that orders under way have reserved."""
+    """A product, its pieces that can be ordered, and its pieces that running orders reserve."""
 
     product_id = OpaqueIdField(
         "product ID", max_length=ID_LENGTH, unique=True, validators=[validate_opaque_id]
@@ -243,8 +237,11 @@ class StockItem(models.Model):
 
 
 class Reservation(models.Model):
-    """Pieces that an attempt of an order holds. A key that was released before it reserved has a
-    reservation without items, so that it never reserves."""
+    """The pieces that an attempt of an order holds.
+
+    Where a release comes before its reservation, the released row has no items and keeps the late
+    reservation from taking any.
+    """
 
     class State(models.TextChoices):
         RESERVED = "reserved", "reserved"
@@ -288,8 +285,11 @@ class ReservedItem(models.Model):
 
 
 class Charge(models.Model):
-    """Money taken for an attempt of an order, once for a key. A key that was refunded before it was
-    charged has a charge of nothing, so that it is never charged."""
+    """The money taken for an attempt of an order.
+
+    Where a refund comes before its charge, the refunded row has the amount 0 and keeps the late
+    charge from taking money.
+    """
 
     class State(models.TextChoices):
         CHARGED = "charged", "charged"
@@ -317,8 +317,11 @@ class Charge(models.Model):
 
 
 class WarehouseRecord(models.Model):
-    """What the warehouse was told to send, once for a key. A key that was reverted before it was
-    recorded has a record without items, so that nothing is sent for it."""
+    """A request to the warehouse to send the pieces of an order.
+
+    Where a revert comes before its request, the reverted row has no items and keeps the late
+    request from sending any.
+    """
 
     class State(models.TextChoices):
         APPLIED = "applied", "applied"
@@ -345,7 +348,7 @@ class WarehouseRecord(models.Model):
 
 
 class Shipment(models.Model):
-    """The delivery that the warehouse arranged."""
+    """The delivery of the pieces of a warehouse record."""
 
     record = models.OneToOneField(WarehouseRecord, on_delete=models.CASCADE)
     tracking_number = models.CharField(max_length=30, unique=True)
@@ -357,7 +360,7 @@ class Shipment(models.Model):
 
 
 class Mail(models.Model):
-    """A message to a customer, written once for a key."""
+    """A message to a customer."""
 
     key = models.CharField(max_length=100, unique=True)
     recipient = models.CharField(max_length=254)

@@ -1,6 +1,10 @@
-"""What people do with orders: submit, decide, cancel, retry, and keep the stock. Each change is one
-transaction: compare-and-set on the state, the record of it, and the message that carries it on."""
+"""What people do with orders: submit, decide, cancel and retry them, and keep the stock.
 
+Each change is one transaction: compare-and-set on the state, the audit entry, and the message to
+the workflow.
+"""
+
+import contextlib
 import dataclasses
 import logging
 import uuid
@@ -23,6 +27,8 @@ from orders.models import Order, OrderLine, State, StockItem
 from outbox import handlers
 from outbox import services as outbox
 from outbox.models import Message
+from rest import idempotency
+from temporal import client, inspection, loop
 from worker import contracts
 
 log = logging.getLogger(__name__)
@@ -32,10 +38,14 @@ DECIDE: Final = "orders.decide_order"
 SUBMIT: Final = "orders.submit_order"
 OPERATE: Final = "orders.operate_order"
 CARRY: Final = "orders.carry_order"
+VIEW_STOCK: Final = "orders.view_stockitem"
+VIEW_CHARGES: Final = "orders.view_charge"
+VIEW_WAREHOUSE: Final = "orders.view_warehouserecord"
+SNAPSHOT_PERMISSIONS: Final = ("orders.view_order", VIEW_STOCK, VIEW_CHARGES, VIEW_WAREHOUSE)
 
-# What the constraint on Order.total can hold.
+# The largest value that the column Order.total holds.
 LARGEST_TOTAL: Final = Decimal("999999999999.99")
-# Orders in a list or a snapshot.
+# The number of orders in a list at the root or in a snapshot.
 LISTED: Final = 1000
 TIMED_OUT: Final = "approval timed out"
 PRICE_NEEDS_REASON: Final = "A price change needs a reason; say why."
@@ -45,25 +55,26 @@ _SIGNAL_OF = {
 }
 
 
-class AlreadyExists(Exception):
-    """An order has this id, or this workflow id, already: `field` says which."""
+class NotSubmitted(Exception):
+    """The submission is refused. `field` names the field at fault; the text is a sentence for the
+    person."""
 
     def __init__(self, field: str, text: str) -> None:
         self.field = field
         super().__init__(text)
 
 
+class IdInUse(NotSubmitted):
+    """Another order or workflow already has this order id or workflow id."""
+
+
 class SignalRefused(approvals.Refused):
-    """No signal decides on this order; somebody who signs in does."""
-
-
-class NotOrderable(Exception):
-    """The lines cannot be ordered as they are."""
+    """Signals may not decide this order; a person who signs in may."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Details:
-    """Who orders, where to, and how it is paid."""
+class Customer:
+    """Who orders, where the order is sent, and how it is paid."""
 
     customer_id: str
     payment_method: str
@@ -72,96 +83,178 @@ class Details:
     shipping_address: str = ""
 
 
-def visible_to(user: User) -> QuerySet[Order]:
-    """The orders that a person sees on every route: all with the permission to view or to carry
-    them, else their own (requirements X10)."""
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What somebody orders. The site chooses each id that is "". `fail_at` is "" or a key of
+    contracts.FAIL_AT."""
+
+    items: Sequence[integrations.Item]
+    customer: Customer
+    order_id: str = ""
+    workflow_id: str = ""
+    fail_at: str = ""
+
+
+def visible_to(actor: actors.Actor) -> QuerySet[Order]:
+    """Return the orders that the actor sees, on every route: all with the permission to view or to
+    carry out orders, otherwise the actor's own (requirements X10)."""
     orders = Order.objects.select_related("submitter", "decision")
-    if user.has_perm("orders.view_order") or user.has_perm(CARRY):
+    if actor.may("orders.view_order") or actor.may(CARRY):
         return orders
-    return orders.filter(submitter=user.pk)
+    return orders.filter(submitter=actor.user)
 
 
-def new_order_id() -> str:
-    """An id for an order that named none (O8)."""
-    return f"ord_{uuid.uuid4().hex[:12]}"
+def check_may_submit(actor: actors.Actor) -> None:
+    """Raise approvals.NotPermitted unless the actor may submit orders.
+
+    Callers ask before they read what is submitted.
+    """
+    if not actor.may(SUBMIT):
+        raise approvals.NotPermitted(
+            f"{actor.name} may not submit orders; ask for the Employee group."
+        )
 
 
 def submit_order(
-    order_id: str,
+    submission: Submission,
     *,
-    workflow_id: str,
-    items: Sequence[integrations.Item],
-    details: Details,
     actor: actors.Actor,
     route: Route,
     now: datetime,
-    fail_at: str = "",
+    local: bool = False,
+    key: str = "",
 ) -> Order:
-    """Record an order at the prices of now, and have its workflow started (O1).
+    """Record an order at the current prices and queue the start of its workflow (requirements O1).
 
-    A total above the threshold needs a decision. `fail_at` is a key of contracts.FAIL_AT or "";
-    where it is allowed is the caller's rule (O6). Raises NotOrderable, AlreadyExists,
-    approvals.TooManySubmissions.
+    A total above the threshold needs a decision. `local` says whether the request comes from a
+    local installation, which alone injects failures (O6). `key` is the request's idempotency key,
+    or "": a repeat of the same submission with its key returns the order of the first request.
+    Raises NotSubmitted, IdInUse, approvals.TooManySubmissions.
     """
-    # What is submitted later under it would find its workflow running (X7).
-    if workflow_id.startswith(contracts.OTHERS_WORKFLOW_IDS):
-        raise AlreadyExists(
-            "workflow_id",
-            f"The workflow id {workflow_id} is kept for another kind. Choose another, or leave it "
-            "out.",
-        )
-    lines, currency = _lines(items)
-    total = sum((line.unit_price * line.quantity for line in lines), Decimal(0))
-    if not 0 < total <= LARGEST_TOTAL:
-        raise NotOrderable(f"The total is {total}; it must be positive, up to {LARGEST_TOTAL}.")
-    needs_approval = total > settings.ORDERS_APPROVAL_THRESHOLD
+    if submission.fail_at and not local:
+        raise NotSubmitted("fail_at", "Failures are injected in the local mode only; leave it out.")
+    order_id = submission.order_id or _new_order_id(actor.user, key)
+    workflow_id = submission.workflow_id or (
+        contracts.command_workflow_id(order_id)
+        if route == Route.COMMAND
+        else contracts.order_workflow_id(order_id)
+    )
+    order = Order(
+        order_id=order_id,
+        workflow_id=workflow_id,
+        submitter=actor.user,
+        approval_seconds=settings.ORDERS_APPROVAL_SECONDS,
+        fail_at=submission.fail_at,
+        created_at=now,
+        **vars(submission.customer),
+    )
+    if key and (earlier := _identical(order, submission)):
+        return earlier
     try:
-        with transaction.atomic():
-            order = Order.objects.create(
-                order_id=order_id,
-                workflow_id=workflow_id,
-                state=State.PENDING if needs_approval else State.RUNNING,
-                submitter=actor.user,
-                total=total,
-                currency=currency,
-                needs_approval=needs_approval,
-                approval_seconds=settings.ORDERS_APPROVAL_SECONDS,
-                fail_at=fail_at,
-                created_at=now,
-                **vars(details),
-            )
-            for line in lines:
-                line.order = order
-            OrderLine.objects.bulk_create(lines)
-            approvals.record_submission(SUBJECT, order_id, actor=actor, route=route, now=now)
-            outbox.enqueue(handlers.START_WORKFLOW, start_key(order_id), _start(order))
-    except IntegrityError:
-        if Order.objects.filter(order_id=order_id).exists():
-            raise AlreadyExists(
-                "order_id", f"There is an order {order_id} already. Choose another ID."
-            ) from None
-        raise AlreadyExists(
-            "workflow_id",
-            f"The workflow id {workflow_id} is in use. Choose another, or leave it out.",
-        ) from None
+        # A workflow id that the site made belongs to this order: its start reports a conflict.
+        if submission.workflow_id:
+            _check_is_free(workflow_id)
+        _insert(order, submission, actor=actor, route=route)
+    except IdInUse:
+        # The first of two identical requests may have been stored meanwhile.
+        if key and (earlier := _identical(order, submission)):
+            return earlier
+        raise
     log.info("%s submitted by %s", order_id, actor.name)
     return order
 
 
+def _new_order_id(user: User | None, key: str) -> str:
+    """Return an order id that was never used, or the one that belongs to this key of the user."""
+    unique = idempotency.digest(user, key) if key else uuid.uuid4().hex
+    return f"ord_{unique[:12]}"
+
+
+def _identical(order: Order, submission: Submission) -> Order | None:
+    """Return the stored order that was submitted by the same person with the same content."""
+    stored = Order.objects.filter(
+        order_id=order.order_id,
+        workflow_id=order.workflow_id,
+        submitter=order.submitter,
+        **vars(submission.customer),
+    ).first()
+    if stored is None:
+        return None
+    ordered = dict(stored.lines.values_list("product_id", "quantity"))
+    return stored if ordered == _quantities(submission.items) else None
+
+
+def _check_is_free(workflow_id: str) -> None:
+    """Raise IdInUse for the id of a workflow in Temporal, or of one that is yet to start there.
+
+    While Temporal does not answer, the id counts as free.
+    """
+    # A later expense or job with this workflow id would find the order's workflow (X7).
+    if workflow_id.startswith(contracts.OTHERS_WORKFLOW_IDS):
+        raise IdInUse(
+            "workflow_id",
+            f"The workflow id {workflow_id} is kept for another kind. Choose another, or leave it "
+            "out.",
+        )
+    with contextlib.suppress(client.Unreachable):
+        if loop.ask(
+            lambda temporal: inspection.run_of(temporal, workflow_id), seconds=client.CALL_SECONDS
+        ):
+            raise _workflow_id_in_use(workflow_id)
+
+
+def _workflow_id_in_use(workflow_id: str) -> IdInUse:
+    return IdInUse(
+        "workflow_id", f"The workflow id {workflow_id} is in use. Choose another, or leave it out."
+    )
+
+
+def _insert(order: Order, submission: Submission, *, actor: actors.Actor, route: Route) -> None:
+    """Price and store the order with its lines, its audit entry and the start of its workflow."""
+    lines, order.currency = _lines(submission.items)
+    order.total = sum((line.unit_price * line.quantity for line in lines), Decimal(0))
+    if not 0 < order.total <= LARGEST_TOTAL:
+        raise NotSubmitted(
+            "lines", f"The total is {order.total}; it must be positive, up to {LARGEST_TOTAL}."
+        )
+    order.needs_approval = order.total > settings.ORDERS_APPROVAL_THRESHOLD
+    order.state = State.PENDING if order.needs_approval else State.RUNNING
+    try:
+        with transaction.atomic():
+            order.save(force_insert=True)
+            for line in lines:
+                line.order = order
+            OrderLine.objects.bulk_create(lines)
+            approvals.record_submission(
+                SUBJECT, order.order_id, actor=actor, route=route, now=order.created_at
+            )
+            outbox.enqueue(handlers.START_WORKFLOW, start_key(order.order_id), _start(order))
+    except IntegrityError:
+        if Order.objects.filter(order_id=order.order_id).exists():
+            raise IdInUse(
+                "order_id", f"There is an order {order.order_id} already. Choose another ID."
+            ) from None
+        raise _workflow_id_in_use(order.workflow_id) from None
+
+
 def _lines(items: Sequence[integrations.Item]) -> tuple[list[OrderLine], str]:
-    """The lines of an order that is yet to come, one for each product, and the currency of their
-    prices. Raises NotOrderable."""
-    wanted = quantities(items)
+    """Return the lines to be stored, one for each product, and the currency of their prices.
+
+    Raises NotSubmitted.
+    """
+    wanted = _quantities(items)
     if not wanted:
-        raise NotOrderable("An order needs at least one line.")
+        raise NotSubmitted("lines", "An order needs at least one line.")
     products = integrations.inventory().products(list(wanted))
     if unknown := sorted(wanted.keys() - products.keys()):
-        raise NotOrderable(f"There is no product {', '.join(unknown)}.")
+        raise NotSubmitted("lines", f"There is no product {', '.join(unknown)}.")
     if any(round(product.unit_price, 2) != product.unit_price for product in products.values()):
-        raise NotOrderable("A product has a price with more than two decimals.")
+        raise NotSubmitted("lines", "A product has a price with more than two decimals.")
     currency, *others = {product.currency for product in products.values()}
     if others:
-        raise NotOrderable("The products have prices in several currencies; order them apart.")
+        raise NotSubmitted(
+            "lines", "The products have prices in several currencies; order them apart."
+        )
     lines = [
         OrderLine(
             product_id=product_id,
@@ -174,8 +267,8 @@ def _lines(items: Sequence[integrations.Item]) -> tuple[list[OrderLine], str]:
     return lines, currency
 
 
-def quantities(items: Sequence[integrations.Item]) -> dict[str, int]:
-    """The pieces of each product, in the order of the lines."""
+def _quantities(items: Sequence[integrations.Item]) -> dict[str, int]:
+    """Return the number of pieces of each product, in the order of the lines."""
     pieces: dict[str, int] = {}
     for item in items:
         pieces[item.product_id] = pieces.get(item.product_id, 0) + item.quantity
@@ -183,7 +276,7 @@ def quantities(items: Sequence[integrations.Item]) -> dict[str, int]:
 
 
 def _start(order: Order) -> dict[str, Any]:
-    """Payload of the message that starts the workflow of the order's attempt."""
+    """Return the payload of the message that starts the workflow of the order's attempt."""
     argument = contracts.Order(
         order=str(order.pk),
         order_id=order.order_id,
@@ -201,7 +294,7 @@ def _start(order: Order) -> dict[str, Any]:
 
 
 def memo(order: Order) -> dict[str, Any]:
-    """By which the run of the order's attempt is told from others under the same id."""
+    """Return the memo that marks the run of the order's attempt among runs of the same id."""
     return {"order": str(order.pk), "attempt": order.attempt}
 
 
@@ -214,28 +307,27 @@ def decide_order(
     now: datetime,
     reason: str = "",
 ) -> Message | None:
-    """Take the one decision on `order` (design rule 1, O3, O4).
+    """Take the one decision on `order` (requirements O3, O4).
 
-    Approved, it runs; rejected or expired, it is cancelled. Returns the message that tells the
-    workflow; None where the workflow itself asks, and is answered.
-    Raises approvals.Refused where the actor may not (audited, but for a missing reason),
-    SignalRefused where a signal may not (not audited: its receiver does it once a signal),
-    approvals.AlreadyDecided where somebody was first, approvals.WrongState where it needs no
-    decision or was cancelled; either way nothing changes.
+    An approved order runs; a rejected or expired one is cancelled. Returns the message to the
+    workflow, or None where the workflow itself asks and gets the decision as its answer.
+    Raises approvals.Refused where the actor may not decide (audited, except for a missing reason),
+    SignalRefused where signals may not (its caller audits each signal once),
+    approvals.AlreadyDecided where somebody was first, and approvals.WrongState where the order
+    needs no decision or was cancelled. Nothing changes then.
     """
     if route == Route.SIGNAL:
         _check_signals_decide(order)
-    approvals.check_may_decide(
-        actor,
-        verdict=verdict,
-        permission=DECIDE,
-        subject=SUBJECT,
-        subject_id=order.order_id,
-        submitter_id=order.submitter_id,
-        reason=reason,
-        route=route,
-        now=now,
-    )
+    decision: dict[str, Any] = {
+        "verdict": verdict,
+        "subject": SUBJECT,
+        "subject_id": order.order_id,
+        "actor": actor,
+        "route": route,
+        "reason": reason,
+        "now": now,
+    }
+    approvals.check_may_decide(**decision, permission=DECIDE, submitter_id=order.submitter_id)
     if verdict == Verdict.APPROVED:
         change: dict[str, Any] = {"state": State.RUNNING}
     else:
@@ -243,21 +335,12 @@ def decide_order(
     message = None
     with transaction.atomic(durable=True):
         decision_id = uuid.uuid4()
-        # Of the attempt that was asked about: a late expiry is not that of the next one.
+        # Only the attempt that the actor has read: a decision never applies to the next one.
         if not Order.objects.filter(pk=order.pk, state=State.PENDING, attempt=order.attempt).update(
             decision_id=decision_id, **change
         ):
             _raise_not_pending(order)
-        approvals.record_decision(
-            decision_id,
-            verdict=verdict,
-            subject=SUBJECT,
-            subject_id=order.order_id,
-            actor=actor,
-            route=route,
-            reason=reason,
-            now=now,
-        )
+        approvals.record_decision(decision_id, **decision)
         if route not in (Route.SIGNAL, Route.WORKFLOW):
             message = outbox.enqueue(
                 handlers.SIGNAL_WORKFLOW,
@@ -271,8 +354,8 @@ def decide_order(
 def _check_signals_decide(order: Order) -> None:
     """Raise SignalRefused where the settings leave this order to people.
 
-    A signal names no user, so it would pass the rule of approvals: access to Temporal is its
-    permission, where the settings grant that (docs/adr/0008).
+    A signal names no user, so the rule of approvals cannot judge it. Its permission is the access
+    to Temporal, if the settings grant that (docs/adr/0008).
     """
     if not settings.ORDERS_SIGNAL_DECISIONS:
         raise SignalRefused(
@@ -282,7 +365,7 @@ def _check_signals_decide(order: Order) -> None:
     if order.total > settings.ORDERS_SIGNAL_LIMIT:
         raise SignalRefused(
             f"Signals decide orders of up to {settings.ORDERS_SIGNAL_LIMIT} (ORDERS_SIGNAL_LIMIT), "
-            f"and this one is {order.money()}; an approver decides in the admin or over the API."
+            f"and the total is {order.money()}; an approver decides in the admin or over the API."
         )
 
 
@@ -300,44 +383,43 @@ def _raise_not_pending(order: Order) -> None:
 def cancel_order(
     order: Order, *, actor: actors.Actor, route: Route, now: datetime, reason: str = ""
 ) -> None:
-    """Cancel an order that has not ended: its submitter may, and whoever has the permission.
+    """Cancel an order that has not ended. Its submitter may, and everybody who operates orders.
 
-    One of which no step was begun is cancelled at once; else what was done is undone first. Asking
-    again changes nothing. The relay tells the workflow.
+    An order without a begun step is cancelled at once; otherwise the begun steps are undone first.
+    A repeat changes nothing. The relay notifies the workflow.
     Raises approvals.NotPermitted (audited), approvals.WrongState.
     """
     own = actor.user is not None and actor.user.pk == order.submitter_id
-    if not own and not actor.may(OPERATE):
-        _refuse(order, "cancel", actor=actor, route=route, now=now)
-    said = f"cancelled by {actor.name}" + (f": {reason}" if reason else "")
-    this = Order.objects.filter(pk=order.pk)
+    if not own:
+        _check_may_operate(order, "cancel", actor=actor, route=route, now=now)
+    why = f"cancelled by {actor.name}" + (f": {reason}" if reason else "")
+    rows = Order.objects.filter(pk=order.pk)
     with transaction.atomic(durable=True):
-        untouched = this.filter(state__in=[State.PENDING, State.RUNNING], steps_begun=0)
-        if not untouched.update(**_cancelled(said, now)) and not this.filter(
+        untouched = rows.filter(state__in=[State.PENDING, State.RUNNING], steps_begun=0)
+        if not untouched.update(**_cancelled(why, now)) and not rows.filter(
             state=State.RUNNING
-        ).update(state=State.COMPENSATING, ends_as=State.CANCELLED, failure_reason=said):
+        ).update(state=State.COMPENSATING, ends_as=State.CANCELLED, failure_reason=why):
             order.refresh_from_db()
             if order.ends_as == State.CANCELLED:
                 return
             raise approvals.WrongState(
                 f"{order.order_id} cannot be cancelled: it is {order.get_state_display()}."
             )
-        _record(AuditEntry.Event.CANCELLED, order, actor=actor, route=route, now=now, reason=reason)
-        # There is one from before where the workflow of an earlier attempt had to be told.
-        outbox.enqueue_again(handlers.CANCEL_WORKFLOW, cancel_key(order.order_id), _to(order))
+        record(AuditEntry.Event.CANCELLED, order, actor=actor, route=route, now=now, reason=reason)
+        # An earlier attempt may have left a settled message with this key.
+        outbox.enqueue_again(handlers.CANCEL_WORKFLOW, cancel_key(order.order_id), _address(order))
     log.info("%s cancelled by %s", order.order_id, actor.name)
 
 
 def retry_order(
     order: Order, *, actor: actors.Actor, route: Route, now: datetime, reason: str = ""
 ) -> None:
-    """Have a failed order carried out anew, as its next attempt; an injected failure is over.
+    """Carry out a failed order again, as its next attempt and without an injected failure.
 
-    A decision that was taken stands. The relay has the workflow started.
+    A decision stays. The relay starts the workflow.
     Raises approvals.NotPermitted (audited), approvals.WrongState.
     """
-    if not actor.may(OPERATE):
-        _refuse(order, "retry", actor=actor, route=route, now=now)
+    _check_may_operate(order, "retry", actor=actor, route=route, now=now)
     with transaction.atomic(durable=True):
         undecided = When(needs_approval=True, decision=None, then=Value(State.PENDING))
         if not Order.objects.filter(pk=order.pk, state=State.FAILED, attempt=order.attempt).update(
@@ -355,19 +437,19 @@ def retry_order(
                 f"Only a failed order is retried; {order.order_id} is {order.get_state_display()}."
             )
         order.refresh_from_db()
-        _record(AuditEntry.Event.RETRIED, order, actor=actor, route=route, now=now, reason=reason)
-        # That of the failed attempt may not be noted as delivered yet.
+        record(AuditEntry.Event.RETRIED, order, actor=actor, route=route, now=now, reason=reason)
+        # The start of the failed attempt was delivered, but that may not be noted yet.
         outbox.settle([start_key(order.order_id)], why="Its attempt has failed.")
         start_again(order)
     log.info("%s retried by %s", order.order_id, actor.name)
 
 
 def start_again(order: Order) -> bool:
-    """Queue the start of the workflow of an order that Temporal lost, or that was ended there;
-    False where it is queued already.
+    """Queue the start of the workflow once more, after Temporal lost or ended it; return False
+    where the start is queued already.
 
-    What was done is answered as done. It asks how the order stands, so that a message that found
-    nobody needs no attention any more.
+    The new run gets the recorded answer for each step that was done. It also asks for the order's
+    state, so a decision or cancellation that could not be delivered needs no more attention.
     """
     with transaction.atomic():
         outbox.supersede(decision_key(order.order_id))
@@ -378,35 +460,32 @@ def start_again(order: Order) -> bool:
 
 
 def tell_again(order: Order) -> bool:
-    """Queue the decision, or else the cancellation, once more for a workflow that still waits;
-    False where it is queued already. The workflow then asks how the order stands."""
+    """Queue the decision, or without one the cancellation, once more for a workflow that still
+    waits; return False where it is queued already. The workflow then asks for the order's state."""
     decision = order.decision
     if decision is not None and decision.verdict in _SIGNAL_OF:
         signal = _signal(order, Verdict(decision.verdict), decision.reason)
         return outbox.enqueue_again(handlers.SIGNAL_WORKFLOW, decision_key(order.order_id), signal)
-    return outbox.enqueue_again(handlers.CANCEL_WORKFLOW, cancel_key(order.order_id), _to(order))
+    return outbox.enqueue_again(
+        handlers.CANCEL_WORKFLOW, cancel_key(order.order_id), _address(order)
+    )
 
 
 def adjust_stock(
     item: StockItem, *, by: int, actor: actors.Actor, route: Route, now: datetime
 ) -> None:
-    """Add pieces, or (negative) take some away; what is reserved is not touched. Raises
-    approvals.WrongState."""
-    with transaction.atomic():
-        if not StockItem.objects.filter(pk=item.pk, available__gte=-by).update(
-            available=F("available") + by
-        ):
-            raise approvals.WrongState(f"Fewer than {-by} pieces of {item} are available.")
-        approvals.record_event(
-            AuditEntry.Event.ADJUSTED,
-            subject="stock",
-            subject_id=item.product_id,
-            actor=actor,
-            route=route,
-            now=now,
-            reason=f"{by:+d} pieces",
-        )
-    log.info("%s: %+d pieces by %s", item.product_id, by, actor.name)
+    """Add pieces to the available ones, or take some away where `by` is negative. Reserved pieces
+    stay. Raises approvals.WrongState."""
+    if not _change_stock(
+        StockItem.objects.filter(pk=item.pk, available__gte=-by),
+        {"available": F("available") + by},
+        item=item,
+        actor=actor,
+        route=route,
+        now=now,
+        reason=f"{by:+d} pieces",
+    ):
+        raise approvals.WrongState(f"Fewer than {-by} pieces of {item} are available.")
 
 
 def change_price(
@@ -419,36 +498,42 @@ def change_price(
     now: datetime,
     reason: str,
 ) -> None:
-    """Give a product another price, from the one that `item` has; orders keep the price that they
-    were submitted at.
+    """Replace the price that `item` has. Orders keep the price at which they were submitted.
 
     Raises approvals.ReasonMissing, and approvals.WrongState where the price was changed meanwhile.
     """
     if not reason:
         raise approvals.ReasonMissing(PRICE_NEEDS_REASON)
-    before = {"unit_price": item.unit_price, "currency": item.currency}
-    changed = f"{item.unit_price} {item.currency} → {unit_price} {currency}"
-    with transaction.atomic():
-        if not StockItem.objects.filter(pk=item.pk, **before).update(
-            unit_price=unit_price, currency=currency
-        ):
-            raise approvals.WrongState(
-                f"The price of {item} was changed meanwhile; look at it and change it again."
-            )
-        approvals.record_event(
-            AuditEntry.Event.ADJUSTED,
-            subject="stock",
-            subject_id=item.product_id,
-            actor=actor,
-            route=route,
-            now=now,
-            reason=f"price {changed}: {reason}",
+    if not _change_stock(
+        StockItem.objects.filter(pk=item.pk, unit_price=item.unit_price, currency=item.currency),
+        {"unit_price": unit_price, "currency": currency},
+        item=item,
+        actor=actor,
+        route=route,
+        now=now,
+        reason=f"price {item.unit_price} {item.currency} → {unit_price} {currency}: {reason}",
+    ):
+        raise approvals.WrongState(
+            f"The price of {item} was changed meanwhile; look at it and change it again."
         )
-    log.info("%s: price %s by %s", item.product_id, changed, actor.name)
+
+
+def _change_stock(
+    expected: QuerySet[StockItem], change: dict[str, Any], *, item: StockItem, **act: Any
+) -> bool:
+    """Change and audit the `expected` row; return False where it is no longer as expected."""
+    with transaction.atomic():
+        if not expected.update(**change):
+            return False
+        approvals.record_event(
+            AuditEntry.Event.ADJUSTED, subject="stock", subject_id=item.product_id, **act
+        )
+    log.info("%s: %s by %s", item.product_id, act["reason"], act["actor"].name)
+    return True
 
 
 class Snapshot(NamedTuple):
-    """The newest orders, and what the integrations tell, as orders.integrations describes it."""
+    """The newest orders, and the integrations' records as orders.integrations describes them."""
 
     orders: list[Order]
     inventory: list[dict[str, Any]]
@@ -457,10 +542,10 @@ class Snapshot(NamedTuple):
 
 
 def snapshot() -> Snapshot:
-    """All of one moment, as far as the integrations keep theirs in this database (O7). Not within
-    a transaction."""
+    """Return the records of one moment, as far as the integrations keep theirs in this database
+    (requirements O7). Not within a transaction."""
     with connection.cursor() as cursor:
-        # A reader's: Django's own takes SQLite's one write lock.
+        # Django's own transactions take SQLite's only write lock.
         isolated = connection.vendor == "postgresql"
         cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ" if isolated else "BEGIN")
         try:
@@ -474,8 +559,8 @@ def snapshot() -> Snapshot:
             cursor.execute("ROLLBACK")
 
 
-# Product, name, unit price in USD, pieces: the samples' own, those of the example orders of
-# `startorder` (O8), and the two beside the threshold (O1).
+# Product, name, unit price in USD, pieces. The products of the published samples, of the example
+# orders of `startorder` (O8), and two on either side of the approval threshold (O1).
 EXAMPLES: Final = (
     ("SKU-001", "Desk lamp", "24.50", 25),
     ("SKU-002", "Office chair", "699.00", 10),
@@ -490,7 +575,7 @@ EXAMPLES: Final = (
 
 
 def stock_examples() -> None:
-    """Have the example products in the stock; those that are there stay as they are."""
+    """Add the example products that the stock lacks."""
     for product_id, name, price, pieces in EXAMPLES:
         StockItem.objects.get_or_create(
             product_id=product_id,
@@ -499,7 +584,7 @@ def stock_examples() -> None:
 
 
 def _cancelled(reason: str, now: datetime) -> dict[str, Any]:
-    """The change that cancels an order for which nothing was done."""
+    """Return the columns of an order that is cancelled before its first step."""
     return {
         "state": State.CANCELLED,
         "ends_as": State.CANCELLED,
@@ -508,7 +593,12 @@ def _cancelled(reason: str, now: datetime) -> dict[str, Any]:
     }
 
 
-def _refuse(order: Order, verb: str, *, actor: actors.Actor, route: Route, now: datetime) -> None:
+def _check_may_operate(
+    order: Order, verb: str, *, actor: actors.Actor, route: Route, now: datetime
+) -> None:
+    """Raise approvals.NotPermitted, and audit it, unless the actor operates orders."""
+    if actor.may(OPERATE):
+        return
     refusal = approvals.NotPermitted(f"{actor.name} has no permission to {verb} orders.")
     approvals.record_refusal(
         SUBJECT, order.order_id, f"{verb}: {refusal}", actor=actor, route=route, now=now
@@ -516,8 +606,8 @@ def _refuse(order: Order, verb: str, *, actor: actors.Actor, route: Route, now: 
     raise refusal
 
 
-def _to(order: Order) -> dict[str, Any]:
-    """The workflow, as messages to it name it."""
+def _address(order: Order) -> dict[str, Any]:
+    """Return the part of a message's payload that names the workflow."""
     return {
         "workflow_id": order.workflow_id,
         "memo": memo(order),
@@ -526,28 +616,13 @@ def _to(order: Order) -> dict[str, Any]:
 
 
 def _signal(order: Order, verdict: Verdict, reason: str) -> dict[str, Any]:
-    """Payload of the message that tells the workflow the decision."""
-    return {**_to(order), "signal": _SIGNAL_OF[verdict], "argument": reason}
+    """Return the payload of the message that notifies the workflow of the decision."""
+    return {**_address(order), "signal": _SIGNAL_OF[verdict], "argument": reason}
 
 
-def _record(
-    event: AuditEntry.Event,
-    order: Order,
-    *,
-    actor: actors.Actor,
-    route: Route,
-    now: datetime,
-    reason: str = "",
-) -> None:
-    approvals.record_event(
-        event,
-        subject=SUBJECT,
-        subject_id=order.order_id,
-        actor=actor,
-        route=route,
-        now=now,
-        reason=reason,
-    )
+def record(event: AuditEntry.Event, order: Order, **act: Any) -> None:
+    """Audit an event of the order; `act` is the actor, route, time and reason."""
+    approvals.record_event(event, subject=SUBJECT, subject_id=order.order_id, **act)
 
 
 # The prefixes of the keys of an order's messages, and the words for each message.

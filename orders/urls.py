@@ -1,34 +1,45 @@
 """The routes of orders: at the root, as the sample's clients expect them, and under `/api/v1/`."""
 
-from django.urls import URLPattern, URLResolver, include, re_path
+from django.urls import URLPattern, include, path
 
 from orders import api
+from rest.paths import REF, route
 
-_WORKFLOW = r"(?P<ref>[^/]{1,200})"
+_CHARGE = r"(?P<charge_id>[^/]{1,100})"
 
 
-def _routes(*, at_root: bool) -> list[URLPattern | URLResolver]:
+def _routes(*, at_root: bool) -> list[URLPattern]:
     return [
-        re_path(route, view.as_view(at_root=at_root))
-        for route, view in (
-            (r"^orders/?$", api.OrdersView),
-            (rf"^orders/{_WORKFLOW}/?$", api.OrderView),
-            (rf"^orders/{_WORKFLOW}/status/?$", api.StatusView),
-            (rf"^orders/{_WORKFLOW}/(?P<verb>approve|reject)/?$", api.DecideView),
-            (rf"^orders/{_WORKFLOW}/cancel/?$", api.CancelView),
-            (rf"^orders/{_WORKFLOW}/retry/?$", api.RetryView),
-            (rf"^orders/{_WORKFLOW}/audit/?$", api.AuditView),
-            (r"^inventory/?$", api.InventoryView),
-            (r"^payments/(?P<charge_id>[^/]{1,100})/?$", api.ChargeView),
-            (r"^warehouse/?$", api.WarehouseView),
-            (r"^engine/snapshot/?$", api.SnapshotView),
+        route(address, view.as_view(at_root=at_root))
+        for address, view in (
+            ("orders", api.OrdersView),
+            (rf"orders/{REF}", api.OrderView),
+            (rf"orders/{REF}/status", api.StatusView),
+            (rf"orders/{REF}/(?P<verb>approve|reject)", api.DecideView),
+            (rf"orders/{REF}/cancel", api.CancelView),
+            (rf"orders/{REF}/retry", api.RetryView),
+            (rf"orders/{REF}/audit", api.AuditView),
+            ("inventory", api.InventoryView),
+            ("warehouse", api.WarehouseView),
+            ("engine/snapshot", api.SnapshotView),
         )
     ]
 
 
 urlpatterns = [
-    re_path(r"^api/v1/", include(_routes(at_root=False))),
+    path(
+        "api/v1/",
+        include(
+            [
+                *_routes(at_root=False),
+                # Under /api/v1/ the name `payments` is the ledger of expenses.
+                route("charges", api.ChargesView.as_view()),
+                route(f"charges/{_CHARGE}", api.ChargeView.as_view()),
+            ]
+        ),
+    ),
     *_routes(at_root=True),
+    route(f"payments/{_CHARGE}", api.ChargeView.as_view(at_root=True)),
     # The worker's, where it finds the expense protocol as well.
-    re_path(rf"^orders/{_WORKFLOW}/steps/(?P<step>[a-z_]+)/?$", api.StepView.as_view(at_root=True)),
+    route(rf"orders/{REF}/steps/(?P<step>[a-z_]+)", api.StepView.as_view(at_root=True)),
 ]

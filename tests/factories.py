@@ -125,7 +125,7 @@ def stock() -> None:
         order_services.stock_examples()
 
 
-DETAILS_OF_ORDER = order_services.Details(customer_id="cust-42", payment_method="tok_visa")
+CUSTOMER = order_services.Customer(customer_id="cust-42", payment_method="tok_visa")
 # A desk lamp and two notebooks: 44.40. A cent above the threshold: 1000.01.
 SMALL = (integrations.Item("SKU-001", 1), integrations.Item("SKU-003", 2))
 LARGE = (integrations.Item("SKU-1001", 1),)
@@ -149,7 +149,7 @@ def order(
     large: bool = False,
     submitter: User | None = None,
     workflow_id: str | None = None,
-    details: order_services.Details = DETAILS_OF_ORDER,
+    customer: order_services.Customer = CUSTOMER,
     now: datetime = NOW,
 ) -> order_models.Order:
     """An order in `state`, all of its steps done and, in the end, undone again.
@@ -162,10 +162,12 @@ def order(
     large = large or state == states.PENDING
     who: dict[str, Any] = {"route": Route.PROTOCOL, "now": now}
     made = order_services.submit_order(
-        order_id,
-        workflow_id=workflow_id or contracts.order_workflow_id(order_id),
-        items=LARGE if large else SMALL,
-        details=details,
+        order_services.Submission(
+            items=LARGE if large else SMALL,
+            customer=customer,
+            order_id=order_id,
+            workflow_id=workflow_id or "",
+        ),
         actor=actors.Actor.of(submitter) if submitter else actors.LOCAL,
         **who,
     )

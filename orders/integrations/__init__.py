@@ -5,8 +5,8 @@ keep their records in the database. An implementation promises:
 
 - **Once for a key.** A repeated call with the same key does nothing twice and returns the same.
 - **An undo is final.** It succeeds also where its step never happened, and a step whose key was
-  undone raises Refused, even when it arrives late.
-- **Refused** is the answer of the business: it fails the order. Any other exception means that the
+  undone raises Declined, even when it arrives late.
+- **Declined** is the answer of the business: it fails the order. Any other exception means that the
   outcome is not known; the call is made again until it is.
 
 No call is made inside a transaction of the site.
@@ -22,7 +22,7 @@ from django.conf import settings
 from django.utils.module_loading import import_string
 
 
-class Refused(Exception):
+class Declined(Exception):
     """The other system says no. The text is a sentence for people."""
 
 
@@ -53,10 +53,10 @@ class Inventory(Protocol):
         """Those of the products that there are, by id."""
 
     def check(self, items: Sequence[Item]) -> None:
-        """Raises Refused where not all pieces are available now."""
+        """Raises Declined where not all pieces are available now."""
 
     def reserve(self, key: str, items: Sequence[Item]) -> str:
-        """Reserve all pieces or none; the id of the reservation. Raises Refused."""
+        """Reserve all pieces or none; the id of the reservation. Raises Declined."""
 
     def release(self, key: str) -> None:
         """Undo :meth:`reserve`: the pieces are available again."""
@@ -70,7 +70,7 @@ class Inventory(Protocol):
 
 class Payments(Protocol):
     def charge(self, key: str, *, amount: Decimal, currency: str, method: str) -> str:
-        """Take the money; the id of the charge. Raises Refused."""
+        """Take the money; the id of the charge. Raises Declined."""
 
     def refund(self, key: str) -> None:
         """Undo :meth:`charge`, found by the key alone: the money goes back in full."""
@@ -85,7 +85,7 @@ class Payments(Protocol):
 
 class Warehouse(Protocol):
     def update(self, key: str, *, order_id: str, items: Sequence[Item], address: str) -> Delivery:
-        """Have the pieces sent. Raises Refused."""
+        """Have the pieces sent. Raises Declined."""
 
     def revert(self, key: str) -> None:
         """Undo :meth:`update`: nothing is sent."""
@@ -97,7 +97,7 @@ class Warehouse(Protocol):
 
 class Mailer(Protocol):
     def send(self, key: str, *, recipient: str, subject: str, body: str) -> None:
-        """Send a message. Raises Refused."""
+        """Send a message. Raises Declined."""
 
 
 def inventory() -> Inventory:

@@ -14,7 +14,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.utils import timezone
 
-from orders.integrations import Delivery, Item, Product, Refused
+from orders.integrations import Declined, Delivery, Item, Product
 from orders.models import (
     Charge,
     Mail,
@@ -58,7 +58,7 @@ class Inventory:
             if made:
                 self._take(reservation, items)
         if reservation.state == Reservation.State.RELEASED:
-            raise Refused("The reservation was released.")
+            raise Declined("The reservation was released.")
         return str(reservation.reservation_id)
 
     def _take(self, reservation: Reservation, items: Sequence[Item]) -> None:
@@ -129,7 +129,7 @@ class Payments:
             payment_method=method,
         )
         if charge.state == Charge.State.REFUNDED:
-            raise Refused("The payment was refunded.")
+            raise Declined("The payment was refunded.")
         return str(charge.charge_id)
 
     def refund(self, key: str) -> None:
@@ -169,7 +169,7 @@ class Warehouse:
                     estimated_delivery=(timezone.now() + DELIVERY_TIME).date(),
                 )
         if record.state == WarehouseRecord.State.REVERTED:
-            raise Refused("The delivery was called off.")
+            raise Declined("The delivery was called off.")
         return Delivery(record.shipment.tracking_number, record.shipment.estimated_delivery)
 
     def revert(self, key: str) -> None:
@@ -228,9 +228,9 @@ def _charge(charge: Charge) -> dict[str, Any]:
     }
 
 
-def _short(item: Item, available: int | None) -> Refused:
+def _short(item: Item, available: int | None) -> Declined:
     if available is None:
-        return Refused(f"There is no product {item.product_id}.")
-    return Refused(
+        return Declined(f"There is no product {item.product_id}.")
+    return Declined(
         f"Only {available} of {item.product_id} are available; {item.quantity} were ordered."
     )

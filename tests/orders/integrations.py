@@ -14,7 +14,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Final, Literal
 
-from orders.integrations import Delivery, Item, Refused, database
+from orders.integrations import Declined, Delivery, Item, database
 
 Call = Literal[
     "check", "reserve", "release", "fulfil", "charge", "refund", "update", "revert", "send"
@@ -56,7 +56,7 @@ def lost(when: When) -> Fault:
 
 
 def refused(text: str) -> Fault:
-    return Fault("before", Refused(text))
+    return Fault("before", Declined(text))
 
 
 class Faults:

@@ -153,7 +153,7 @@ def test_an_operator_retries(client: Client) -> None:
     answer = act(client, "retry", failed, runs)
     assert told(answer) == [
         "Skipped: Only a failed order is retried; ORD-005 is running.",
-        "Retried: ORD-004. The relay tells the workflow.",
+        "Retried: ORD-004. The relay notifies the workflow.",
     ]
     failed.refresh_from_db()
     assert (failed.state, failed.attempt) == (State.RUNNING, 2)

@@ -3,7 +3,7 @@
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -33,6 +33,11 @@ pytestmark = pytest.mark.django_db
 
 ROOT, V1 = "", "/api/v1"
 PLACES = [ROOT, V1]
+# Under /api/v1/ the name `payments` is the ledger of expenses.
+CHARGES = {ROOT: "/payments", V1: "/api/v1/charges"}
+# The word for an order's state, and the id by which a path names an order.
+STATE = {ROOT: "status", V1: "state"}
+OWN_ID = {ROOT: "workflow_id", V1: "order_id"}
 BODY = {
     "product_id": "SKU-001",
     "quantity": 2,
@@ -106,8 +111,20 @@ def problem(response: Any, status: int) -> dict[str, Any]:
 
 
 def ids(response: Any) -> list[str]:
+    """The order ids of a list: an array at the root, a page under /api/v1/."""
     assert response.status_code == 200
-    return [row["order_id"] for row in response.json()]
+    body = response.json()
+    return [row["order_id"] for row in (body if isinstance(body, list) else body["results"])]
+
+
+def in_the_words_of(place: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """`answer`, whose `state` is called `status` at the root."""
+    return {STATE[place] if name == "state" else name: value for name, value in answer.items()}
+
+
+def names(place: str, order: Order) -> list[str]:
+    """By what a path names the order."""
+    return [str(order.pk), str(order.pk).upper(), getattr(order, OWN_ID[place])]
 
 
 # The sample's own requests, word for word but for the port
@@ -190,7 +207,7 @@ def test_what_the_integrations_hold(local: Client) -> None:
 SUMMARY = {
     "workflow_id": "order-ord-1",
     "order_id": "ord-1",
-    "status": "completed",
+    "state": "completed",
     "total": "1000.01",
     "currency": "USD",
     "needs_approval": True,
@@ -203,21 +220,22 @@ SUMMARY = {
 
 @pytest.mark.parametrize("place", PLACES)
 def test_one_order(operator: Program, place: str) -> None:
-    """O7, X5: an order with its lines and its decision, by its workflow id and by its UUID."""
+    """O7, X5: an order with its lines and its decision, by its UUID and by an id of its own; its
+    state is called `state` under /api/v1/."""
     person = factories.user(groups.EMPLOYEE, username="emma")
-    details = services.Details(
+    customer = services.Customer(
         customer_id="cust-42",
         payment_method="tok_visa",
         customer_name="Alice Smith",
         customer_email="alice@example.org",
         shipping_address="123 Main St",
     )
-    order = factories.order(state=State.COMPLETED, large=True, submitter=person, details=details)
-    for ref in ("order-ord-1", str(order.pk), str(order.pk).upper()):
+    order = factories.order(state=State.COMPLETED, large=True, submitter=person, customer=customer)
+    summary = in_the_words_of(place, {"id": str(order.pk), **SUMMARY})
+    for ref in names(place, order):
         assert operator.get(f"{place}/orders/{ref}").json() == {
-            "id": str(order.pk),
-            **SUMMARY,
-            **vars(details),
+            **summary,
+            **vars(customer),
             "submitter": "emma",
             "expires_at": None,
             "lines": [
@@ -236,8 +254,13 @@ def test_one_order(operator: Program, place: str) -> None:
                 "at": "2026-01-02T03:04:05Z",
             },
         }
-    assert operator.get(f"{place}/orders").json() == [{"id": str(order.pk), **SUMMARY}]
+    listed = operator.get(f"{place}/orders").json()
+    page = {"next": None, "previous": None}
+    assert listed == ([summary] if place == ROOT else {**page, "results": [summary]})
     trail = operator.get(f"{place}/orders/{order.pk}/audit").json()
+    if place == V1:
+        assert trail.items() >= page.items()
+        trail = trail["results"]
     assert [one["event"] for one in trail] == ["submitted", "approved", "completed"]
     assert trail[1] == {
         "event": "approved",
@@ -318,11 +341,14 @@ def test_trailing_slashes(operator: Program, place: str) -> None:
     """O7: each path is served with a slash at its end and without."""
     order = factories.order(state=State.COMPLETED, large=True)
     charge = Charge.objects.get().charge_id
+    lists = [CHARGES[V1]] if place == V1 else []
     for path in (
-        *("/orders", "/inventory", "/warehouse", f"/payments/{charge}"),
-        *(f"/orders/{order.pk}{tail}" for tail in ("", "/status", "/audit")),
+        *(f"{place}/{name}" for name in ("orders", "inventory", "warehouse")),
+        *lists,
+        f"{CHARGES[place]}/{charge}",
+        *(f"{place}/orders/{order.pk}{tail}" for tail in ("", "/status", "/audit")),
     ):
-        first, second = (operator.get(place + path + slash) for slash in ("", "/"))
+        first, second = (operator.get(path + slash) for slash in ("", "/"))
         assert (first.status_code, second.status_code) == (200, 200)
         assert first.json() == second.json()
     for slash in ("", "/"):
@@ -360,7 +386,7 @@ def test_methods(unchanged: Unchanged, place: str) -> None:
 
 
 NO_REFS = [
-    *("nope", "ord-1", NO_ORDER, NO_ORDER[:-1] + "x", "-" * 36, "a" * 36, "A-" * 18, "%C3%28"),
+    *("nope", NO_ORDER, NO_ORDER[:-1] + "x", "-" * 36, "a" * 36, "A-" * 18, "%C3%28"),
     *("%00", "a%00", "%ff", "%ED%A0%80", "%EF%BF%BD", "%0A", "order-ord-1%0A", "%20", "%7F", "%3F"),
     *("a" * 200, "a" * 201, "%F0%9F%98%80" * 100, "..", "%2E%2E", "order%2Ford-1", "status", "%23"),
     *("order-ord-1%20", "ORDER-ORD-1", "{ref}", "%25", "'--", "<b>"),
@@ -375,7 +401,8 @@ def test_no_such_order(unchanged: Unchanged, place: str) -> None:
     reading = ("", "/status", "/audit")
     acting = ("/approve", "/reject", "/cancel", "/retry", "/steps/check_inventory")
     with unchanged():
-        for ref in NO_REFS:
+        # The root does not know the order's id, and /api/v1/ does not know the workflow's.
+        for ref in (*NO_REFS, {ROOT: "ord-1", V1: "order-ord-1"}[place]):
             for tail in (*reading, *acting):
                 path = f"{place}/orders/{ref}{tail}"
                 answer = send(root, path, {"reason": "r"}) if tail in acting else root.get(path)
@@ -386,32 +413,32 @@ def test_no_such_order(unchanged: Unchanged, place: str) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("workflow_id", [" a ", "ä😀", "<b>", "a?b", "%00", "..", "a" * 100, "#"])
-def test_workflow_ids_are_opaque(operator: Program, place: str, workflow_id: str) -> None:
-    """O7, design rule 7: an id is kept as it came, and addresses its order, percent-encoded."""
-    root = Program(is_superuser=True)
-    answer = send(root, f"{place}/orders", BODY | {"workflow_id": workflow_id})
-    assert answer.json()["workflow_id"] == workflow_id
-    assert operator.get(answer.headers["Location"]).json()["workflow_id"] == workflow_id
-    path = f"{place}/orders/{quote(workflow_id, safe='')}/status"
-    assert operator.get(path).json()["workflow_id"] == workflow_id
+@pytest.mark.parametrize("chosen", [" a ", "ä😀", "<b>", "a?b", "%00", "..", "a" * 100, "#"])
+def test_any_id_is_kept_and_names_its_order(operator: Program, place: str, chosen: str) -> None:
+    """O7: an id is stored as it came; percent-encoded, it names its order in a path."""
+    field = OWN_ID[place]
+    answer = send(Program(is_superuser=True), f"{place}/orders", BODY | {field: chosen})
+    assert answer.json()[field] == chosen
+    assert operator.get(answer.headers["Location"]).json()[field] == chosen
+    path = f"{place}/orders/{quote(chosen, safe='')}/status"
+    assert operator.get(path).json()[field] == chosen
 
 
 def test_workflow_id_with_a_slash(operator: Program) -> None:
-    """O7, design rule 7: the UUID addresses an order whose id cannot stand in a path."""
+    """O7: the UUID names an order whose id cannot be part of a path."""
     answer = send(Program(is_superuser=True), "/orders", BODY | {"workflow_id": "a/b"})
     assert operator.get(answer.headers["Location"]).json()["workflow_id"] == "a/b"
     assert operator.get("/orders/a%2Fb").status_code == 404
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_workflow_id_like_the_uuid_of_another_order(
+def test_id_like_the_uuid_of_another_order_takes_nothing_over(
     employee: Program, approver: Program, worker: Program, place: str
 ) -> None:
-    """X7: whoever names their workflow as another order's UUID takes nothing of it over: neither
-    its decision nor its steps."""
+    """X7: an order whose id is the UUID of another order gets neither the decision nor the steps of
+    that order."""
     order = factories.order(state=State.PENDING)
-    taken = send(employee, f"{place}/orders", LARGE | {"workflow_id": str(order.pk)})
+    taken = send(employee, f"{place}/orders", LARGE | {OWN_ID[place]: str(order.pk)})
     assert taken.status_code == 201
     seen = approver.get(f"{place}/orders/{order.pk}").json()
     assert (seen["id"], seen["order_id"]) == (str(order.pk), "ord-1")
@@ -562,11 +589,14 @@ def test_submit(employee: Program, place: str) -> None:
     body = {"customer_id": "cust-42", "payment_method": "tok_visa", "lines": lines, **more}
     body |= {"order_id": "ORD-7", "workflow_id": "order-workflow-ORD-7"}
     answer = send(employee, f"{place}/orders", body)
-    assert (answer.status_code, answer.json()) == (
-        201,
-        {"workflow_id": "order-workflow-ORD-7", "order_id": "ORD-7", "status": "started"},
-    )
     order = Order.objects.get()
+    ids = {"workflow_id": "order-workflow-ORD-7", "order_id": "ORD-7"}
+    assert answer.status_code == 201
+    if place == V1:
+        assert answer.json() == employee.get(f"{place}/orders/ORD-7").json()
+        assert answer.json().items() >= {"id": str(order.pk), "state": "running", **ids}.items()
+    else:
+        assert answer.json() == {**ids, "status": "started"}
     assert answer.headers["Location"] == f"{place}/orders/{order.pk}"
     assert (order.total, order.submitter) == (Decimal("74.25"), employee.user)
     assert {name: getattr(order, name) for name in more} == more
@@ -722,8 +752,11 @@ ALL_PATHS = (
 def ask(client: Client, line: str, place: str, order: Order, **options: Any) -> Any:
     """Ask for it in this place; the steps are at the root alone."""
     method, path = line.format(order.pk).split(" ")
+    path = place + path
+    if place == V1:
+        path = path.replace("/payments", "/charges")
     body = b"{}" if method == "POST" else b""
-    return client.generic(method, place + path, body, "application/json", **options)
+    return client.generic(method, path, body, "application/json", **options)
 
 
 @pytest.mark.parametrize("line", ALL_PATHS)
@@ -792,16 +825,18 @@ def test_who_sees_what(group: str, place: str) -> None:
     own = factories.order("own", submitter=program.user)
     other = factories.order("other", State.COMPLETED)
     charge = Charge.objects.get().charge_id
-    everything = ("/inventory", f"/payments/{charge}", "/warehouse")
+    everything = (f"{place}/inventory", f"{CHARGES[place]}/{charge}", f"{place}/warehouse")
     seen = {"own", "other"} if group in SEES_ORDERS else {"own"}
     assert set(ids(program.get(f"{place}/orders"))) == seen
     for tail in ("", "/status", "/audit"):
-        for ref in (str(other.pk), other.workflow_id):
+        for ref in names(place, other):
             answer = program.get(f"{place}/orders/{ref}{tail}")
             assert answer.status_code == (200 if "other" in seen else 404)
         assert program.get(f"{place}/orders/{own.pk}{tail}").status_code == 200
     for path in everything:
-        answer = program.get(place + path)
+        assert program.get(path).status_code == (200 if group in SEES_STOCK else 403)
+    if place == V1:
+        answer = program.get(CHARGES[V1])
         assert answer.status_code == (200 if group in SEES_STOCK else 403)
 
 
@@ -811,8 +846,8 @@ def test_who_sees_what(group: str, place: str) -> None:
 def test_who_may_decide(unchanged: Unchanged, place: str, verb: str, group: str) -> None:
     """X3, O10: approvers alone, on both routes; each refusal is audited with its route."""
     program = Program(group)
-    factories.order(state=State.PENDING)
-    path, reason = f"{place}/orders/order-ord-1/{verb}", {"reason": "as read"}
+    order = factories.order(state=State.PENDING)
+    path, reason = f"{place}/orders/{order.pk}/{verb}", {"reason": "as read"}
     route = "rest" if place else "protocol"
     if group != groups.APPROVER:
         with unchanged(refusals=1):
@@ -822,11 +857,14 @@ def test_who_may_decide(unchanged: Unchanged, place: str, verb: str, group: str)
         return
     answer = send(program, path, reason)
     approved = verb == "approve"
-    assert (answer.status_code, answer.json()["status"]) == (
+    assert (answer.status_code, answer.json()[STATE[place]]) == (
         200,
         "running" if approved else "cancelled",
     )
-    assert answer.json()["approval_status"] == ("approved" if approved else "rejected")
+    if place == V1:
+        assert answer.json()["decision"]["verdict"] == ("APPROVED" if approved else "REJECTED")
+    else:
+        assert answer.json()["approval_status"] == ("approved" if approved else "rejected")
     decision = Decision.objects.get()
     assert (decision.by, decision.route, decision.reason) == (program.user, route, "as read")
     message = Message.objects.get(key="order-decision:ord-1")
@@ -834,7 +872,7 @@ def test_who_may_decide(unchanged: Unchanged, place: str, verb: str, group: str)
     with unchanged():
         again = send(program, path, {"reason": "again"})
         assert (again.status_code, again.json()) == (200, answer.json())
-        other = f"{place}/orders/order-ord-1/{'reject' if approved else 'approve'}"
+        other = f"{place}/orders/{order.pk}/{'reject' if approved else 'approve'}"
         details = problem(send(program, other, reason), 409)
     assert details["detail"].endswith(f" by {program.user.username}.")
 
@@ -843,11 +881,11 @@ def test_who_may_decide(unchanged: Unchanged, place: str, verb: str, group: str)
 def test_who_may_not_decide_learns_of_no_order(unchanged: Unchanged, place: str) -> None:
     """X10: the refusal is the same whether there is such an order or not."""
     program = Program(groups.EMPLOYEE)
-    factories.order("other", State.PENDING)
+    other = factories.order("other", State.PENDING)
     answers = []
     with unchanged(refusals=1):
-        for workflow_id in ("order-other", "order-nope"):
-            answer = send(program, f"{place}/orders/{workflow_id}/approve")
+        for ref in (other.pk, NO_ORDER):
+            answer = send(program, f"{place}/orders/{ref}/approve")
             answers.append(problem(answer, 403))
     assert answers[0] == answers[1]
 
@@ -927,7 +965,7 @@ def test_cancel(
         problem(answer, 409)
         return
     assert answer.status_code == status
-    assert answer.json()["status"] == ("cancelled" if status == 200 else "compensating")
+    assert answer.json()[STATE[place]] == ("cancelled" if status == 200 else "compensating")
     if state != State.CANCELLED:
         assert answer.json()["failure_reason"] == "cancelled by emma: found it cheaper"
     with unchanged():
@@ -962,8 +1000,8 @@ def test_who_may_cancel_and_retry(unchanged: Unchanged, group: str) -> None:
 @pytest.mark.parametrize("state", State)
 def test_retry(operator: Program, unchanged: Unchanged, place: str, state: State) -> None:
     """Issue 4: a failed order is carried out anew; every other is a conflict."""
-    factories.order(state=state)
-    path = f"{place}/orders/order-ord-1/retry"
+    order = factories.order(state=state)
+    path = f"{place}/orders/{order.pk}/retry"
     if state != State.FAILED:
         with unchanged():
             details = problem(send(operator, path), 409)
@@ -971,7 +1009,7 @@ def test_retry(operator: Program, unchanged: Unchanged, place: str, state: State
         return
     answer = send(operator, path)
     assert answer.status_code == 202
-    assert (answer.json()["status"], answer.json()["attempt"]) == ("running", 2)
+    assert (answer.json()[STATE[place]], answer.json()["attempt"]) == ("running", 2)
     entry = AuditEntry.objects.latest("pk")
     assert (entry.event, entry.by) == ("retried", operator.user)
     assert entry.route == ("rest" if place else "protocol")
@@ -996,7 +1034,6 @@ def test_list(operator: Program) -> None:
         assert list(details["errors"]) == ["status"]
 
 
-@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(
     "before",
     [
@@ -1006,10 +1043,103 @@ def test_list(operator: Program) -> None:
     ],
     ids=lambda before: ascii(before)[:30],
 )
-def test_list_before_no_time(operator: Program, place: str, before: str) -> None:
-    """O7: what is no time is a fault of that parameter."""
-    details = problem(operator.get(f"{place}/orders", {"before": before}), 400)
+def test_list_before_no_time(operator: Program, before: str) -> None:
+    """O7: a `before` that is not a time is a fault of that parameter."""
+    details = problem(operator.get("/orders", {"before": before}), 400)
     assert list(details["errors"]) == ["before"]
+
+
+def test_pages_hold_each_order_once_and_filter(operator: Program) -> None:
+    """E12, O7: under /api/v1/ the list has pages, newest first, by `state` and `order_id`."""
+    kinds = (State.RUNNING, State.FAILED, State.RUNNING, State.PENDING)
+    for number, state in enumerate(kinds):
+        factories.order(f"o{number}", state, now=factories.NOW + timedelta(microseconds=number))
+    first = operator.get("/api/v1/orders", {"page_size": "3"})
+    assert ids(first) == ["o3", "o2", "o1"]
+    assert ids(operator.get(first.json()["next"])) == ["o0"]
+    assert operator.get(first.json()["next"]).json()["next"] is None
+    assert ids(operator.get("/api/v1/orders", {"state": "running"})) == ["o2", "o0"]
+    assert ids(operator.get("/api/v1/orders/", {"order_id": "o1"})) == ["o1"]
+    for odd in ("", "nope", "\0", "x" * 5000):
+        assert ids(operator.get("/api/v1/orders", {"state": odd})) == []
+    problem(operator.get("/api/v1/orders", {"cursor": "cD0w"}), 404)
+
+
+def test_pages_of_the_audit_trail_begin_with_the_oldest(operator: Program) -> None:
+    """E12, X5: under /api/v1/."""
+    factories.order("o", State.COMPLETED)
+    first = operator.get("/api/v1/orders/o/audit", {"page_size": "1"}).json()
+    second = operator.get(first["next"]).json()
+    assert [one["event"] for one in (*first["results"], *second["results"])] == [
+        "submitted",
+        "completed",
+    ]
+
+
+def test_payments_of_orders_are_charges_under_v1(unchanged: Unchanged) -> None:
+    """O7, E12: `/api/v1/payments/` is the ledger of expenses and has no charge."""
+    root = Program(is_superuser=True)
+    factories.order(state=State.COMPLETED)
+    charge = Charge.objects.get().charge_id
+    with unchanged():
+        problem(root.get(f"/api/v1/payments/{charge}"), 404)
+        problem(root.get("/charges"), 404)
+        assert [one["charge_id"] for one in root.get("/api/v1/charges").json()] == [charge]
+
+
+# Prefer: wait (RFC 7240)
+
+
+def after(seconds: float, change: Callable[[], object]) -> threading.Thread:
+    """Make the change in another thread, while a request waits."""
+
+    def run() -> None:
+        try:
+            change()
+        finally:
+            connections.close_all()
+
+    timer = threading.Timer(seconds, run)
+    timer.start()
+    return timer
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("place", PLACES)
+def test_request_that_waits_is_answered_when_the_order_ends(
+    operator: Program, employee: Program, place: str
+) -> None:
+    """E12, O7: a cancellation that ends during the wait gets 200, and a reader sees the end."""
+    order = factories.order(submitter=employee.user)
+    factories.carry(order, contracts.CHECK_INVENTORY)
+    wait = {"Prefer": "wait=30"}
+    closing = after(0.3, lambda: factories.carry(order, contracts.CLOSE_ORDER))
+    answer = send(employee, f"{place}/orders/{order.pk}/cancel", **wait)
+    closing.join()
+    assert (answer.status_code, answer.json()[STATE[place]]) == (200, "cancelled")
+    second = factories.order("ord-2", state=State.COMPENSATING)
+    ending = (*factories.UNDOES, contracts.CLOSE_ORDER)
+    closing = after(0.3, lambda: factories.carry(second, *ending))
+    seen = operator.get(f"{place}/orders/{second.pk}", headers=wait)
+    closing.join()
+    assert (seen.status_code, seen.json()[STATE[place]]) == (200, "failed")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_request_that_waited_in_vain_gets_202(
+    employee: Program, approver: Program, place: str
+) -> None:
+    """E12, O7: a submission or a decision whose order has not ended within the wait; the change is
+    made. Without the header they get 201 and 200 at once."""
+    wait = {"Prefer": "wait=1"}
+    submitted = send(employee, f"{place}/orders", LARGE | {"order_id": "ord-1"}, **wait)
+    assert submitted.status_code == 202
+    order = Order.objects.get()
+    assert order.state == State.PENDING
+    path = f"{place}/orders/{order.pk}/approve"
+    decided = send(approver, path, **wait)
+    assert (decided.status_code, decided.json()[STATE[place]]) == (202, "running")
+    assert send(approver, path).status_code == 200
 
 
 def test_list_is_bounded(operator: Program) -> None:
@@ -1229,11 +1359,15 @@ def test_whole_snapshot(operator: Program, place: str) -> None:
     factories.order("b", State.FAILED)
     snapshot = operator.get(f"{place}/engine/snapshot").json()
     assert list(snapshot) == ["orders", "inventory", "payments", "warehouse"]
-    for name in ("orders", "inventory", "warehouse"):
+    for name in ("inventory", "warehouse"):
         assert snapshot[name] == operator.get(f"{place}/{name}").json()
+    listed = operator.get(f"{place}/orders").json()
+    assert snapshot["orders"] == (listed["results"] if place == V1 else listed)
+    if place == V1:
+        assert snapshot["payments"] == operator.get(CHARGES[V1]).json()
     assert [one["status"] for one in snapshot["payments"]] == ["refunded", "charged"]
     for one in snapshot["payments"]:
-        assert operator.get(f"{place}/payments/{one['charge_id']}").json() == one
+        assert operator.get(f"{CHARGES[place]}/{one['charge_id']}").json() == one
     assert operator.get(f"{place}/engine/snapshot/").json() == snapshot
     problem(send(operator, f"{place}/engine/snapshot"), 405)
 

@@ -20,7 +20,7 @@ from django.utils import timezone
 
 from access import groups
 from approvals.models import AuditEntry, Route, Verdict
-from orders import commands
+from orders import base_command
 from orders.models import Order, State, StockItem
 from outbox.models import Message
 from tests import factories
@@ -45,12 +45,12 @@ The workflow will now proceed with payment and fulfillment.
 @pytest.fixture(autouse=True)
 def _local(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.EXPENSES_SITE_URL = "http://site"
-    monkeypatch.setattr(commands, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(base_command, "POLL_SECONDS", 0.02)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(base_command, "PATIENCE_SECONDS", 0.1)
 
 
 def run(*arguments: str, output: io.StringIO | None = None) -> tuple[int, str]:
@@ -160,7 +160,7 @@ async def test_workflow_id_of_another(shop: Shop, wait: list[str]) -> None:
     assert code == 1
     assert said.endswith(
         f"The start of {name} was not delivered: completed elsewhere with another value. "
-        "`./manage.py reconcile` tells what can be done."
+        "`./manage.py reconcile` shows what can be done."
     )
 
 
@@ -192,7 +192,7 @@ Or decide on its page:
 {RULE}
 Workflow will wait up to 5 minutes for a decision.
 Workflow started and waiting for approval...
-See how it goes:
+Follow the order here:
 {places("ORD-002")}"""
         )
         approve = ("decideorder", "ORD-002", "approve", "High-value customer - approved")
@@ -364,7 +364,7 @@ async def test_not_started_yet(shop: Shop) -> None:
     assert code == 0
     assert said.endswith(
         "The start of ORD-007 waits for its delivery. Is a relay running (`./manage.py relay`)? "
-        f"Then it is started by itself.\nSee how it goes:\n{places('ORD-007')}"
+        f"The start is delivered automatically.\nFollow the order here:\n{places('ORD-007')}"
     )
     async with shop.worked():
         assert (await shop.ended("order-workflow-ORD-007"))["status"] == "completed"
@@ -377,7 +377,7 @@ async def test_decision_that_takes_long(shop: Shop, monkeypatch: pytest.MonkeyPa
         "ORD-002", State.PENDING, workflow_id="order-workflow-ORD-002"
     )
     reason = "High-value customer - approved"
-    said = f"{APPROVED}It goes on by itself. See how:\n{places('ORD-002')}"
+    said = f"{APPROVED}The order goes on. Follow it here:\n{places('ORD-002')}"
     assert await running("decideorder", "ORD-002", "approve", reason) == (0, said)
 
 
@@ -398,11 +398,11 @@ class TestRefused:
         with unchanged():
             assert run("startorder", "small") == (
                 1,
-                "There is an order ORD-001 already. Choose another with --id.",
+                "There is an order ORD-001 already. Choose another ID. Use --id.",
             )
             assert run("startorder", "small", "--id", "mine") == (
                 1,
-                "There is an order mine already. Choose another with --id.",
+                "There is an order mine already. Choose another ID. Use --id.",
             )
             assert run("startorder", "small", "--id", "other") == (
                 1,
@@ -466,8 +466,11 @@ class TestRefused:
         assert code == 1
         assert said.startswith("Error: ")
 
-    def test_injected_failure(self, tmp_path: Path, unchanged: Unchanged) -> None:
-        """O6: in the local mode only."""
+    @pytest.mark.usefixtures("impatient")
+    def test_failure_is_injected_beside_a_local_installation_only(
+        self, tmp_path: Path, unchanged: Unchanged, settings: Any
+    ) -> None:
+        """O6: `fail_at` is refused but where FAULT_INJECTION is set, as `up` does in the open mode."""
         file = tmp_path / "order.json"
         order = {"product_id": "SKU-001", "quantity": 1, "customer_id": "c", "payment_method": "p"}
         file.write_text(json.dumps({**order, "fail_at": "payment"}))
@@ -478,6 +481,9 @@ class TestRefused:
                 1,
                 "fail_at: Failures are injected in the local mode only; leave it out.",
             )
+        settings.FAULT_INJECTION = True
+        assert run(*command)[0] == 0
+        assert Order.objects.get().fail_at == "payment"
 
     @pytest.mark.parametrize(
         "command", [("startorder", "small"), ("decideorder", "ORD-002", "approve")]

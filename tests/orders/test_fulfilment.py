@@ -40,7 +40,7 @@ LATER = factories.NOW + timedelta(minutes=1)
 END = factories.NOW + timedelta(minutes=5)
 WHO: Any = {"actor": actors.LOCAL, "route": Route.PROTOCOL, "now": factories.NOW}
 FAILURE: Any = {"failed_step": contracts.PROCESS_PAYMENT, "reason": "card declined"}
-WITH_ADDRESS = services.Details(
+WITH_ADDRESS = services.Customer(
     customer_id="cust-42",
     payment_method="tok_visa",
     customer_email="alice@example.org",
@@ -84,7 +84,7 @@ UNTOUCHED = {"SKU-001": (25, 0), "SKU-003": (50, 0)}
 def test_completed_order() -> None:
     """O1, O2, X5: each step is carried out by its integration, under the key of the attempt, and
     answers with its number and a sentence; the timeline and the trail hold what was done."""
-    order = factories.order(details=WITH_ADDRESS)
+    order = factories.order(customer=WITH_ADDRESS)
     assert factories.carry(order, contracts.CHECK_INVENTORY) == {
         "message": "All items are available"
     }
@@ -123,7 +123,7 @@ def test_completed_order() -> None:
     assert factories.carry(order, CONFIRM) == {"message": "Confirmation sent"}
     mail = Mail.objects.get()
     assert (mail.key, mail.recipient) == (f"{order.pk}:1", "alice@example.org")
-    assert (mail.subject, "$44.40" in mail.body) == ("Your order ord-1", True)
+    assert (mail.subject, "44.40 USD" in mail.body) == ("Your order ord-1", True)
     steps = (*factories.STEPS, CONFIRM)
     assert timeline(order) == [(1, step, "completed") for step in steps]
     assert trail() == [
@@ -189,7 +189,7 @@ DETAILS: dict[str, dict[str, Any]] = {contracts.BEGIN_COMPENSATION: FAILURE}
 def test_steps_by_state(unchanged: Unchanged, step: str, state: State) -> None:
     """O3, O5: nothing is carried out before the approval, while it is undone, or after the end;
     what was done while the order ran is answered from the record, and done no second time."""
-    order = factories.order(state=state, details=WITH_ADDRESS)
+    order = factories.order(state=state, customer=WITH_ADDRESS)
     done = step != CONFIRM and state == State.COMPLETED
     if state == (State.COMPLETED if step == CONFIRM else State.RUNNING):
         answer = factories.carry(order, step)
@@ -238,7 +238,7 @@ def test_decisions_by_state(
         assert order.expires_at == END
     with unchanged():
         answer = factories.carry(order, step, **DETAILS.get(step, {}), now=LATER)
-    assert answer.items() >= fulfilment.standing(order, LATER).items()
+    assert answer.items() >= fulfilment.current_state(order, LATER).items()
     assert answer["state"] == order.state == NEXT[step].get(state, state)
 
 
@@ -340,7 +340,7 @@ def test_refused_step(unchanged: Unchanged) -> None:
     StockItem.objects.filter(product_id="SKU-003").update(available=1)
     for step in (contracts.CHECK_INVENTORY, contracts.RESERVE_INVENTORY):
         refusal = r"^Only 1 of SKU-003 are available; 2 were ordered\.$"
-        with unchanged(), pytest.raises(integrations.Refused, match=refusal):
+        with unchanged(), pytest.raises(integrations.Declined, match=refusal):
             factories.carry(order, step)
 
 
@@ -380,7 +380,7 @@ def test_step_that_its_undo_overtook(settings: Any) -> None:
     order = factories.order()
     factories.carry(order, contracts.RESERVE_INVENTORY)
     settings.ORDERS_PAYMENTS = f"{__name__}.Overtaken"
-    with pytest.raises(integrations.Refused):
+    with pytest.raises(integrations.Declined):
         factories.carry(order, contracts.PROCESS_PAYMENT)
     assert (contracts.PROCESS_PAYMENT, "completed") not in [one[1:] for one in timeline(order)]
     assert (integrations.payments().snapshot(), stock()) == ([], UNTOUCHED)
@@ -542,8 +542,8 @@ def test_signals_to_another_run_decide_nothing(
         ),
         (
             Decimal(1000),
-            "Signals decide orders of up to 1000 (ORDERS_SIGNAL_LIMIT), and this one is $1000.01; "
-            "an approver decides in the admin or over the API.",
+            "Signals decide orders of up to 1000 (ORDERS_SIGNAL_LIMIT), and the total is "
+            "1,000.01 USD; an approver decides in the admin or over the API.",
         ),
     ],
 )
@@ -776,7 +776,7 @@ def ask(order: Order, step: str, **details: Any) -> dict[str, Any]:
 def outcome(call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except (approvals.WrongState, fulfilment.NotNow, integrations.Refused) as refusal:
+    except (approvals.WrongState, fulfilment.NotNow, integrations.Declined) as refusal:
         return type(refusal)
 
 

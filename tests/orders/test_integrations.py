@@ -10,7 +10,7 @@ import pytest
 from django.utils import timezone
 
 from orders import integrations
-from orders.integrations import Item, Product, Refused
+from orders.integrations import Declined, Item, Product
 from orders.models import Charge, Mail, Reservation, StockItem, WarehouseRecord
 from tests import factories
 from tests.conftest import Unchanged, at_once
@@ -47,7 +47,7 @@ def answer(call: Callable[[], Any]) -> Any:
     """What it returns, or the text of its refusal."""
     try:
         return call()
-    except Refused as refusal:
+    except Declined as refusal:
         return str(refusal)
 
 
@@ -83,7 +83,7 @@ def test_check_and_reserve(unchanged: Unchanged, items: list[Item], refusal: str
     else:
         assert inventory.reserve("k", items).startswith("RES-")
         assert (stock(LAMPS), stock(CHAIRS)) == ((0, 25), (0, 10))
-        with pytest.raises(Refused, match=r"^Only 0 of SKU-001 are available; 1 were ordered\.$"):
+        with pytest.raises(Declined, match=r"^Only 0 of SKU-001 are available; 1 were ordered\.$"):
             inventory.check([Item(LAMPS, 1)])
 
 
@@ -100,7 +100,7 @@ def test_reserved_once(unchanged: Unchanged) -> None:
 
 def test_refused_and_asked_again() -> None:
     """O5: a refusal leaves no trace of its key; once there are pieces, it reserves them."""
-    with pytest.raises(Refused):
+    with pytest.raises(Declined):
         reserve("k", Item(LAMPS, 1), Item(CHAIRS, 11))
     StockItem.objects.filter(product_id=CHAIRS).update(available=11)
     assert reserve("k", Item(LAMPS, 1), Item(CHAIRS, 11)).startswith("RES-")
@@ -116,7 +116,7 @@ def test_released(unchanged: Unchanged) -> None:
     with unchanged():
         integrations.inventory().release("k")
         integrations.inventory().fulfil("k")
-        with pytest.raises(Refused, match=r"^The reservation was released\.$"):
+        with pytest.raises(Declined, match=r"^The reservation was released\.$"):
             reserve("k", Item(LAMPS, 2))
 
 
@@ -127,7 +127,7 @@ def test_released_before_it_was_reserved(unchanged: Unchanged) -> None:
     integrations.inventory().release("k")
     assert stock(LAMPS) == before
     with unchanged():
-        with pytest.raises(Refused):
+        with pytest.raises(Declined):
             reserve("k", Item(LAMPS, 2))
         integrations.inventory().release("k")
 
@@ -195,7 +195,7 @@ def test_refunded(unchanged: Unchanged) -> None:
     assert (found["status"], found["amount"]) == ("refunded", "24.50")
     with unchanged():
         payments.refund("k")
-        with pytest.raises(Refused, match=r"^The payment was refunded\.$"):
+        with pytest.raises(Declined, match=r"^The payment was refunded\.$"):
             charge("k")
 
 
@@ -204,7 +204,7 @@ def test_refunded_before_it_was_charged(unchanged: Unchanged) -> None:
     payments = integrations.payments()
     payments.refund("k")
     with unchanged():
-        with pytest.raises(Refused):
+        with pytest.raises(Declined):
             charge("k")
         payments.refund("k")
     assert payments.snapshot() == []
@@ -240,7 +240,7 @@ def test_reverted(unchanged: Unchanged) -> None:
     warehouse.revert("k")
     with unchanged():
         warehouse.revert("k")
-        with pytest.raises(Refused, match=r"^The delivery was called off\.$"):
+        with pytest.raises(Declined, match=r"^The delivery was called off\.$"):
             update("k")
     rows = [(row["product_id"], row["quantity"], row["status"]) for row in warehouse.snapshot()]
     assert rows == [(LAMPS, 2, "reverted"), (CHAIRS, 1, "reverted")]
@@ -252,7 +252,7 @@ def test_reverted_before_it_was_sent(unchanged: Unchanged) -> None:
     warehouse = integrations.warehouse()
     warehouse.revert("k")
     with unchanged():
-        with pytest.raises(Refused):
+        with pytest.raises(Declined):
             update("k")
         warehouse.revert("k")
     assert warehouse.snapshot() == []
@@ -310,7 +310,7 @@ def test_racing_undo(before: bool) -> None:
             if before:
                 step()
             at_once([partial(answer, step), partial(undo, key)] * 2)
-            with pytest.raises(Refused):
+            with pytest.raises(Declined):
                 step()
     assert (stock(LAMPS), stock(CHAIRS)) == ((25, 0), (10, 0))
     assert {one.state for one in Reservation.objects.all()} == {"released"}

@@ -15,7 +15,7 @@ from access import actors
 from approvals import services as approvals
 from approvals.models import Route
 from orders import integrations, services
-from orders.integrations import Item, Refused
+from orders.integrations import Declined, Item
 from orders.models import Charge, Mail, Reservation, ReservedItem, StockItem, WarehouseRecord
 from tests import factories
 
@@ -80,7 +80,7 @@ class Integrations(RuleBasedStateMachine):
             reservation_id = self.inventory.reserve(key, items)
             self.reservations[key] = Entry("reserved", reservation_id, wanted)
         elif known is None or known.state == "released":
-            with pytest.raises(Refused):
+            with pytest.raises(Declined):
                 self.inventory.reserve(key, items)
         else:
             assert self.inventory.reserve(key, items) == known.id
@@ -103,7 +103,7 @@ class Integrations(RuleBasedStateMachine):
         if Counter(dict(basket)) <= self.available():
             self.inventory.check(items)
         else:
-            with pytest.raises(Refused):
+            with pytest.raises(Declined):
                 self.inventory.check(items)
 
     @rule(name=st.sampled_from(sorted(PIECES)), by=st.integers(-3, 3))
@@ -123,7 +123,7 @@ class Integrations(RuleBasedStateMachine):
     def charge(self, key: str, amount: Decimal) -> None:
         known = self.charges.get(key)
         if known and known.state == "refunded":
-            with pytest.raises(Refused):
+            with pytest.raises(Declined):
                 self.payments.charge(key, amount=amount, currency="USD", method="m")
             return
         charge_id = self.payments.charge(key, amount=amount, currency="USD", method="m")
@@ -144,7 +144,7 @@ class Integrations(RuleBasedStateMachine):
         items = [Item(*one) for one in basket]
         known = self.records.get(key)
         if known and known.state == "reverted":
-            with pytest.raises(Refused):
+            with pytest.raises(Declined):
                 self.warehouse.update(key, order_id="o", items=items, address="")
             return
         delivery = self.warehouse.update(key, order_id="o", items=items, address="")

@@ -47,7 +47,6 @@ ORDERS: Final[dict[str, Row]] = {
     "orders/<ref>/cancel": (NONE, OPERATORS),
     "orders/<ref>/retry": (NONE, OPERATORS),
     "inventory": (STOCK, NONE),
-    "payments/<charge_id>": (STOCK, NONE),
     "warehouse": (STOCK, NONE),
     "engine/snapshot": (STOCK, NONE),
     "jobs": (NONE, (groups.OPERATOR, groups.WORKER, ROOT)),
@@ -71,6 +70,9 @@ TABLE: Final[dict[str, Row]] = {
     # Orders and jobs, at the root and under /api/v1/ alike.
     **ORDERS,
     **{f"api/v1/{route}": row for route, row in ORDERS.items()},
+    "payments/<charge_id>": (STOCK, NONE),
+    "api/v1/charges": (STOCK, NONE),
+    "api/v1/charges/<charge_id>": (STOCK, NONE),
     "orders/<ref>/steps/<step>": (NONE, CARRIERS),
     # Expenses.
     "api/v1/expenses": (SIGNED_IN, EMPLOYEES),

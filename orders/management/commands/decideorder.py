@@ -1,4 +1,4 @@
-"""`manage.py decideorder`: approve or reject an order that waits for it (O8)."""
+"""`manage.py decideorder`: approve or reject a pending order (requirements O8)."""
 
 import shlex
 from typing import Any, Final
@@ -11,7 +11,7 @@ from django.utils import timezone
 from access.text import clean_text
 from approvals import services as approvals
 from approvals.models import VERDICT_OF_VERB, Route, Verdict
-from orders import commands, services
+from orders import base_command, services
 from orders.models import Order
 
 WAIT_SECONDS: Final = 60
@@ -25,19 +25,19 @@ _FOLLOWS: Final = {
 }
 
 
-class Command(commands.OrderCommand):
+class Command(base_command.OrderCommand):
     help = (
-        "Approve or reject an order that waits for its decision, and tell what comes of it for up "
-        f"to {WAIT_SECONDS} s. A rejection needs a reason. Exit code: 0 it is decided so, also by "
-        "an earlier decision; 1 it is not."
+        "Approve or reject a pending order, and print what happens to it for up to "
+        f"{WAIT_SECONDS} s. A rejection needs a reason. Exit code: 0 if the order is decided as "
+        "asked, by this or an earlier decision; otherwise 1."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("order", help="its order id, or its workflow id")
+        parser.add_argument("order", help="the order id, or the workflow id")
         parser.add_argument("verb", choices=("approve", "reject"))
         parser.add_argument("reason", nargs="?", default="", help="why, in quotes")
         parser.add_argument(
-            "--no-wait", action="store_true", help="decide, and do not wait for what comes of it"
+            "--no-wait", action="store_true", help="decide, and do not wait for the result"
         )
         super().add_arguments(parser)
 
@@ -57,7 +57,7 @@ class Command(commands.OrderCommand):
             services.decide_order(
                 found,
                 verdict=verdict,
-                actor=commands.actor_named(username),
+                actor=base_command.actor_named(username),
                 route=Route.COMMAND,
                 reason=clean_text(reason, field="reason"),
                 now=timezone.now(),
@@ -76,7 +76,7 @@ class Command(commands.OrderCommand):
         except (approvals.Refused, approvals.WrongState) as error:
             raise CommandError(str(error)) from error
         found.refresh_from_db()
-        assert found.decision is not None  # noqa: S101 (it was decided just now)
+        assert found.decision is not None  # noqa: S101 (the service has just decided)
         why = [f"Reason: {found.decision.reason}"] if found.decision.reason else []
         self.box(_TITLES[verdict], f"Order ID: {found.order_id}", *why)
         self.say(_FOLLOWS[verdict])
@@ -84,13 +84,14 @@ class Command(commands.OrderCommand):
             return
         if self.follow(found, seconds=WAIT_SECONDS):
             self.say(f"\nWorkflow completed with status: {found.state}")
-            self.say(f"Message: {commands.message_of(found)}")
+            self.say(f"Message: {base_command.message_of(found)}")
         else:
-            self.say(f"It goes on by itself. See how:\n{commands.places(found)}")
+            self.say(f"The order goes on. Follow it here:\n{base_command.places(found)}")
 
 
 def _find(ref: str) -> Order:
-    """The order with this id or, if there is none, with this workflow id. Raises CommandError."""
+    """Return the order with this order id, else the order with this workflow id. Raises
+    CommandError."""
     orders = Order.objects.filter(Q(order_id=ref) | Q(workflow_id=ref))
     found = sorted(orders, key=lambda order: order.order_id != ref)
     if not found:

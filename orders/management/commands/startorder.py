@@ -1,4 +1,4 @@
-"""`manage.py startorder`: submit an order, an example or one from a file, and follow it (O8)."""
+"""`manage.py startorder`: submit an example order or one from a file, and follow it (O8)."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from approvals import services as approvals
 from approvals.models import Route
-from orders import commands, integrations, services
+from orders import base_command, services
 from orders.api import SubmissionSerializer
 from orders.models import Order, OrderStep, State
 from outbox import services as outbox
@@ -49,24 +49,24 @@ EXAMPLES: Final = {
 _UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 
 
-class Command(commands.OrderCommand):
+class Command(base_command.OrderCommand):
     help = (
-        "Submit an order and have its workflow order-workflow-<order id> started: an example, of "
-        "which `large` needs an approval, or the one in a JSON file, which is like the body of "
-        "POST /orders. Prices are those of the stock. Exit code: 0 it was started or, with --wait, "
-        "completed or cancelled; 1 it could not be submitted, or it failed."
+        "Submit an order and start its workflow order-workflow-<order id>. The order is an "
+        "example, of which `large` needs an approval, or the content of a JSON file, like the body "
+        "of POST /orders. The prices are the stock's. Exit code: 0 if the order was started or, "
+        "with --wait, completed or cancelled; 1 if it could not be submitted, or failed."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         what = parser.add_mutually_exclusive_group(required=True)
         what.add_argument("example", nargs="?", choices=EXAMPLES, help="an example order")
         what.add_argument("--file", type=Path, metavar="ORDER.JSON", help="an order of your own")
-        parser.add_argument("--id", dest="order_id", help="another order id than the example's")
+        parser.add_argument("--id", dest="order_id", help="an order id instead of the example's")
         parser.add_argument(
             "--wait",
             action="store_true",
-            help="tell each step, through the approval too, and the result; Ctrl-C stops the "
-            "waiting only",
+            help="print each step and the result, also after an approval; Ctrl-C stops only the "
+            "waiting",
         )
         super().add_arguments(parser)
 
@@ -86,12 +86,12 @@ class Command(commands.OrderCommand):
         order = _submit(wanted, username)
         self.say(
             f"Starting order workflow for {order.customer_name or order.customer_id}, "
-            f"order ID: {order.order_id}, total: {order.money()}"
+            f"order ID: {order.order_id}, total: {order.sample_money()}"
         )
         if order.needs_approval:
-            self._tell_how_to_decide(order, username)
+            self._say_how_to_decide(order, username)
         if not wait:
-            self._tell_start(order)
+            self._say_start(order)
             return
         self.say("Waiting for workflow to complete...")
         self.follow(order)
@@ -100,14 +100,14 @@ class Command(commands.OrderCommand):
         if order.state == State.FAILED:
             sys.exit(1)
 
-    def _tell_how_to_decide(self, order: Order, username: str | None) -> None:
+    def _say_how_to_decide(self, order: Order, username: str | None) -> None:
         decide = f"  ./manage.py decideorder {shlex.quote(order.order_id)}"
         somebody = " --as USERNAME" if username else ""
         self.say()
         self.box(
             "⚠️  ORDER REQUIRES APPROVAL",
             f"Order ID: {order.order_id}",
-            f"Amount: {order.money()}",
+            f"Amount: {order.sample_money()}",
             "",
             "To approve this order, run:",
             f"{decide} approve{somebody}",
@@ -116,24 +116,24 @@ class Command(commands.OrderCommand):
             f'{decide} reject "REASON"{somebody}',
             "",
             "Or decide on its page:",
-            f"  {commands.page(order)}",
+            f"  {base_command.page(order)}",
         )
         self.say(f"Workflow will wait up to {_duration(order.approval_seconds)} for a decision.")
 
-    def _tell_start(self, order: Order) -> None:
-        """Wait until the workflow is started, or tell why it is not."""
-        end = time.monotonic() + commands.PATIENCE_SECONDS
+    def _say_start(self, order: Order) -> None:
+        """Wait until the workflow is started, or print why it is not."""
+        end = time.monotonic() + base_command.PATIENCE_SECONDS
         while outbox.waiting([services.start_key(order.order_id)]) and time.monotonic() < end:
-            time.sleep(commands.POLL_SECONDS)
+            time.sleep(base_command.POLL_SECONDS)
         if outbox.waiting([services.start_key(order.order_id)]):
-            self.say(f"{commands.why_it_stands(order)} Then it is started by itself.")
-        elif commands.was_refused(order):
-            raise CommandError(commands.why_it_stands(order))
+            self.say(f"{base_command.why_it_waits(order)} The start is delivered automatically.")
+        elif base_command.was_refused(order):
+            raise CommandError(base_command.why_it_waits(order))
         elif order.needs_approval:
             self.say("Workflow started and waiting for approval...")
         else:
             self.say(f"Workflow {order.workflow_id} started.")
-        self.say(f"See how it goes:\n{commands.places(order)}")
+        self.say(f"Follow the order here:\n{base_command.places(order)}")
 
 
 def _read(file: Path) -> Any:
@@ -149,44 +149,33 @@ def _submit(wanted: Any, username: str | None) -> Order:
     body = SubmissionSerializer(data=wanted)
     if not body.is_valid():
         raise CommandError("\n".join(_faults(body.errors)))
-    details = dict(body.validated_data)
-    actor = commands.actor_named(username)
-    if not actor.may(services.SUBMIT):
-        raise CommandError(f"{actor.name} may not submit orders; ask for the Employee group.")
-    fail_at = details.pop("fail_at")
-    if fail_at and settings.EXPENSES_PROTOCOL_ACCESS != "open":
-        raise CommandError("fail_at: Failures are injected in the local mode only; leave it out.")
-    order_id = details.pop("order_id", None) or services.new_order_id()
-    workflow_id = details.pop("workflow_id", None) or contracts.command_workflow_id(order_id)
-    lines = details.pop("lines")
+    actor = base_command.actor_named(username)
     try:
+        services.check_may_submit(actor)
         return services.submit_order(
-            order_id,
-            workflow_id=workflow_id,
-            items=[integrations.Item(**line) for line in lines],
-            details=services.Details(**details),
+            body.submission(),
             actor=actor,
             route=Route.COMMAND,
             now=timezone.now(),
-            fail_at=fail_at,
+            local=settings.FAULT_INJECTION,
         )
-    except approvals.TooManySubmissions as error:
+    except (approvals.NotPermitted, approvals.TooManySubmissions) as error:
         raise CommandError(str(error)) from error
-    except services.NotOrderable as error:
+    except services.IdInUse as error:
+        hint = " Use --id." if error.field == "order_id" else ""
+        raise CommandError(f"{error}{hint}") from error
+    except services.NotSubmitted as error:
+        hint = (
+            f" The stock is at {settings.EXPENSES_SITE_URL}/admin/orders/stockitem/; `make up` "
+            "adds the products of the examples."
+        )
         raise CommandError(
-            f"{error} The stock is at {settings.EXPENSES_SITE_URL}/admin/orders/stockitem/; "
-            "`make up` adds the products of the examples."
+            f"{error}{hint}" if error.field == "lines" else f"{error.field}: {error}"
         ) from error
-    except services.AlreadyExists as error:
-        if error.field == "order_id":
-            raise CommandError(
-                f"There is an order {order_id} already. Choose another with --id."
-            ) from error
-        raise CommandError(str(error)) from error
 
 
 def _faults(errors: Any, where: str = "") -> Iterator[str]:
-    """A line for each fault that the serializer found, which names its field."""
+    """Yield a line for each fault that the serializer found, with the name of the field."""
     if isinstance(errors, dict):
         for name, below in errors.items():
             inner = f"[{name}]" if isinstance(name, int) else f".{name}" if where else str(name)
@@ -198,7 +187,7 @@ def _faults(errors: Any, where: str = "") -> Iterator[str]:
 def _result(order: Order) -> Iterator[str]:
     yield f"Order ID: {order.order_id}"
     yield f"Status: {order.state}"
-    yield f"Message: {commands.message_of(order)}"
+    yield f"Message: {base_command.message_of(order)}"
     steps = order.steps.filter(attempt=order.attempt)
     if order.state == State.COMPLETED:
         done = {step.name: step for step in steps}
@@ -214,8 +203,8 @@ def _result(order: Order) -> Iterator[str]:
         yield "\nDelivery:"
         yield f"  Tracking Number: {delivery.result['tracking_number']}"
         yield f"  Estimated Delivery: {delivery.result['estimated_delivery']}"
-        to = f" to {order.shipping_address}" if order.shipping_address else ""
-        yield f"  {delivery.message}{to}"
+        target = f" to {order.shipping_address}" if order.shipping_address else ""
+        yield f"  {delivery.message}{target}"
         return
     undone = steps.filter(status=OrderStep.Status.COMPENSATED)
     yield "\nUndone:" if undone else "\nNothing was charged."
