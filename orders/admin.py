@@ -74,18 +74,7 @@ class OrderAdmin(DecidableAdmin):
     actions: ClassVar = [*DecidableAdmin.actions, "cancel", "retry"]
     fieldsets: ClassVar = [
         (None, {"fields": ["order_id", "state", "ordered", "money", "submitted_by", "created_at"]}),
-        (
-            "Customer",
-            {
-                "fields": [
-                    "customer_id",
-                    "customer_name",
-                    "customer_email",
-                    "shipping_address",
-                    "payment_method",
-                ]
-            },
-        ),
+        ("Customer", {"fields": [*services.CUSTOMER_FIELDS]}),
         (
             "Decision and end",
             {"fields": ["decision", "reason", "time_left", "failure_reason", "ended_at"]},

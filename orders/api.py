@@ -30,7 +30,7 @@ from approvals.api import (
 )
 from approvals.models import VERDICT_OF_VERB, Route
 from orders import fulfilment, integrations, services
-from orders.models import FINAL, Order, OrderStep, State
+from orders.models import FINAL, Order, OrderLine, OrderStep, State
 from rest import prefer
 from rest.paging import CursorPages
 from rest.paths import find
@@ -41,17 +41,22 @@ LARGEST_QUANTITY: Final = 1_000_000
 LARGEST_ORDER: Final = 100
 
 
+class IdField(serializers.CharField):
+    """An opaque id, never trimmed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(trim_whitespace=False, validators=[validate_opaque_id], **options)
+
+
 class ItemSerializer(serializers.Serializer[Any]):
-    product_id = serializers.CharField(trim_whitespace=False, validators=[validate_opaque_id])
+    product_id = IdField()
     quantity = serializers.IntegerField(min_value=1, max_value=LARGEST_QUANTITY)
 
 
 class SubmissionSerializer(serializers.Serializer[Any]):
     """One product with its quantity, or several as `lines`. The validated data has `lines`."""
 
-    product_id = serializers.CharField(
-        required=False, trim_whitespace=False, validators=[validate_opaque_id]
-    )
+    product_id = IdField(required=False)
     quantity = serializers.IntegerField(required=False, min_value=1, max_value=LARGEST_QUANTITY)
     lines = serializers.ListField(
         child=ItemSerializer(), required=False, allow_empty=False, max_length=LARGEST_ORDER
@@ -61,15 +66,8 @@ class SubmissionSerializer(serializers.Serializer[Any]):
     customer_name = serializers.CharField(max_length=200, default="", allow_blank=True)
     customer_email = serializers.EmailField(max_length=254, default="", allow_blank=True)
     shipping_address = serializers.CharField(max_length=TEXT_LENGTH, default="", allow_blank=True)
-    order_id = serializers.CharField(
-        required=False, trim_whitespace=False, validators=[validate_opaque_id]
-    )
-    workflow_id = serializers.CharField(
-        required=False,
-        allow_null=True,
-        trim_whitespace=False,
-        validators=[validate_opaque_id],
-    )
+    order_id = IdField(required=False)
+    workflow_id = IdField(required=False, allow_null=True)
     fail_at = serializers.ChoiceField(choices=[*contracts.FAIL_AT, ""], default="", allow_null=True)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +95,21 @@ class SubmissionSerializer(serializers.Serializer[Any]):
             customer=services.Customer(**data),
             **chosen,
         )
+
+
+class LineSerializer(serializers.ModelSerializer[OrderLine]):
+    class Meta:
+        model = OrderLine
+        fields = ("product_id", "name", "quantity", "unit_price")
+
+
+class EventSerializer(serializers.Serializer[Any]):
+    """A line of an order's timeline."""
+
+    step = serializers.CharField(source="name")
+    status = serializers.CharField()
+    message = serializers.CharField()
+    timestamp = serializers.DateTimeField(source="at")
 
 
 class RootFilterSerializer(serializers.Serializer[Any]):
@@ -201,13 +214,9 @@ class OrdersView(_OrdersView):
                 field = "product_id" if one_product else error.field
                 raise exceptions.ValidationError({field: [str(error)]}) from error
         order, came = _waited(request, order)
-        started = {
-            "workflow_id": order.workflow_id,
-            "order_id": order.order_id,
-            "status": "started",
-        }
+        ids = {"workflow_id": order.workflow_id, "order_id": order.order_id}
         return Response(
-            started if self.at_root else _order(order),
+            {**ids, "status": "started"} if self.at_root else _order(order),
             HTTPStatus.CREATED if came else HTTPStatus.ACCEPTED,
             headers={"Location": f"{'' if self.at_root else '/api/v1'}/orders/{order.pk}"},
         )
@@ -387,22 +396,10 @@ def _summary(order: Order) -> dict[str, Any]:
 def _order(order: Order) -> dict[str, Any]:
     return {
         **_summary(order),
-        "customer_id": order.customer_id,
-        "customer_name": order.customer_name,
-        "customer_email": order.customer_email,
-        "shipping_address": order.shipping_address,
-        "payment_method": order.payment_method,
+        **{name: getattr(order, name) for name in services.CUSTOMER_FIELDS},
         "submitter": order.submitter and order.submitter.get_username(),
         "expires_at": order.expires_at,
-        "lines": [
-            {
-                "product_id": line.product_id,
-                "name": line.name,
-                "quantity": line.quantity,
-                "unit_price": str(line.unit_price),
-            }
-            for line in order.lines.all()
-        ],
+        "lines": LineSerializer(order.lines, many=True).data,
         "decision": order.decision and DecisionSerializer(order.decision).data,
     }
 
@@ -429,15 +426,7 @@ def _status(order: Order) -> dict[str, Any]:
         "compensation_triggered": order.state == State.COMPENSATING
         or any(step.status == OrderStep.Status.COMPENSATED for step in steps),
         "failure_reason": order.failure_reason or None,
-        "events": [
-            {
-                "step": step.name,
-                "status": step.status,
-                "message": step.message,
-                "timestamp": step.at,
-            }
-            for step in steps
-        ],
+        "events": EventSerializer(steps, many=True).data,
         "results": {step.name: step.result for step in completed if step.result},
     }
 

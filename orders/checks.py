@@ -1,4 +1,4 @@
-"""What `manage.py check` says about the integrations that the settings name."""
+"""A check of `manage.py check`: the integrations that the settings name can be imported."""
 
 from typing import Any
 

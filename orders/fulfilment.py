@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
-from django.db import DatabaseError, IntegrityError, transaction
+from django.db import DatabaseError, transaction
 from django.db.models import F
 from django.db.models.functions import Greatest
 
@@ -135,7 +135,8 @@ def _undo(order: Order, step: str, *, attempt: int, now: datetime) -> dict[str, 
         attempt == order.attempt and order.state in (State.PENDING, State.RUNNING, State.COMPLETED)
     ):
         raise NotNow(f"{order.order_id} is {order.get_state_display()}; nothing of it is undone.")
-    message = _called(lambda: _UNDO[step](order.idempotency_key(attempt)))
+    undo, message = _UNDO[step]
+    _called(lambda: undo(order.idempotency_key(attempt)))
     _note(order, attempt, step, OrderStep.Status.COMPENSATED, message, now=now)
     return {"message": message}
 
@@ -163,20 +164,14 @@ def _note(
     result: dict[str, Any] | None = None,
 ) -> None:
     """Add a line to the order's timeline, unless it is there already."""
-    try:
-        with transaction.atomic():
-            OrderStep.objects.create(
-                order=order,
-                attempt=attempt,
-                name=step,
-                status=status,
-                message=message,
-                result=result or {},
-                at=now,
-            )
-    except IntegrityError:
-        return
-    log.info("%s: %s %s: %s", order.order_id, step, status, message)
+    _, is_new = order.steps.get_or_create(
+        attempt=attempt,
+        name=step,
+        status=status,
+        defaults={"message": message, "result": result or {}, "at": now},
+    )
+    if is_new:
+        log.info("%s: %s %s: %s", order.order_id, step, status, message)
 
 
 def _items(order: Order) -> list[integrations.Item]:
@@ -230,21 +225,6 @@ def _send_confirmation(order: Order, key: str) -> dict[str, Any]:
     return {"message": "Confirmation sent"}
 
 
-def _release_inventory(key: str) -> str:
-    integrations.inventory().release(key)
-    return "Reservation released"
-
-
-def _refund_payment(key: str) -> str:
-    integrations.payments().refund(key)
-    return "Payment refunded"
-
-
-def _revert_warehouse(key: str) -> str:
-    integrations.warehouse().revert(key)
-    return "Delivery called off"
-
-
 _FORWARD: Final[dict[str, Callable[[Order, str], dict[str, Any]]]] = {
     contracts.CHECK_INVENTORY: _check_inventory,
     contracts.RESERVE_INVENTORY: _reserve_inventory,
@@ -255,10 +235,20 @@ _FORWARD: Final[dict[str, Callable[[Order, str], dict[str, Any]]]] = {
 _POSITION: Final = {step: place for place, (step, _) in enumerate(contracts.SAGA, start=1)}
 # The confirmation is sent after the order is complete, when nothing can be undone any more.
 _WHEN: Final = {contracts.SEND_CONFIRMATION: (State.COMPLETED,)}
-_UNDO: Final[dict[str, Callable[[str], str]]] = {
-    contracts.RELEASE_INVENTORY: _release_inventory,
-    contracts.REFUND_PAYMENT: _refund_payment,
-    contracts.REVERT_WAREHOUSE: _revert_warehouse,
+# Each undo takes the idempotency key; its message is for the timeline.
+_UNDO: Final[dict[str, tuple[Callable[[str], None], str]]] = {
+    contracts.RELEASE_INVENTORY: (
+        lambda key: integrations.inventory().release(key),
+        "Reservation released",
+    ),
+    contracts.REFUND_PAYMENT: (
+        lambda key: integrations.payments().refund(key),
+        "Payment refunded",
+    ),
+    contracts.REVERT_WAREHOUSE: (
+        lambda key: integrations.warehouse().revert(key),
+        "Delivery called off",
+    ),
 }
 
 

@@ -83,6 +83,9 @@ class Customer:
     shipping_address: str = ""
 
 
+CUSTOMER_FIELDS: Final = tuple(field.name for field in dataclasses.fields(Customer))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Submission:
     """What somebody orders. The site chooses each id that is "". `fail_at` is "" or a key of

@@ -1,15 +1,15 @@
-"""What orders need of other systems: inventory, payments, the warehouse and mail (requirements O9).
+"""The other systems that orders use: inventory, payments, warehouse and mail (requirements O9).
 
-Each is a small protocol, whose implementation a setting names by its dotted path; the built-in ones
-keep their records in the database. An implementation promises:
+Each is a small protocol. A setting names the implementation by its dotted path; the built-in
+implementations keep their records in the database. An implementation promises:
 
-- **Once for a key.** A repeated call with the same key does nothing twice and returns the same.
-- **An undo is final.** It succeeds also where its step never happened, and a step whose key was
+- **Once for a key.** A repeated call with the same key changes nothing and returns the same.
+- **An undo is final.** It also succeeds where its step never happened, and a step whose key was
   undone raises Declined, even when it arrives late.
-- **Declined** is the answer of the business: it fails the order. Any other exception means that the
-  outcome is not known; the call is made again until it is.
+- **Declined** is a business decision, and fails the order. After any other exception the outcome is
+  unknown, so the call is repeated until the outcome is known.
 
-No call is made inside a transaction of the site.
+The site never makes a call inside a transaction.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from django.utils.module_loading import import_string
 
 
 class Declined(Exception):
-    """The other system says no. The text is a sentence for people."""
+    """The other system refuses. The text is a sentence for people."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Product:
-    """What a product is called and costs: `unit_price` in units of `currency` (ISO 4217)."""
+    """The name and the price of a product: `unit_price` in units of `currency` (ISO 4217)."""
 
     product_id: str
     name: str
@@ -50,49 +50,50 @@ class Delivery:
 
 class Inventory(Protocol):
     def products(self, product_ids: Sequence[str]) -> dict[str, Product]:
-        """Those of the products that there are, by id."""
+        """Return the known ones of the products, by id."""
 
     def check(self, items: Sequence[Item]) -> None:
-        """Raises Declined where not all pieces are available now."""
+        """Raise Declined unless all pieces are available now."""
 
     def reserve(self, key: str, items: Sequence[Item]) -> str:
-        """Reserve all pieces or none; the id of the reservation. Raises Declined."""
+        """Reserve all pieces or none, and return the id of the reservation. Raises Declined."""
 
     def release(self, key: str) -> None:
         """Undo :meth:`reserve`: the pieces are available again."""
 
     def fulfil(self, key: str) -> None:
-        """The reserved pieces have left for good. Never undone, and never refused."""
+        """Take the reserved pieces out of the stock. Never undone, and never declined."""
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """`{"product_id", "name", "unit_price", "currency", "available", "reserved"}`, each."""
+        """Return `{"product_id", "name", "unit_price", "currency", "available", "reserved"}` for
+        each product."""
 
 
 class Payments(Protocol):
     def charge(self, key: str, *, amount: Decimal, currency: str, method: str) -> str:
-        """Take the money; the id of the charge. Raises Declined."""
+        """Take the money, and return the id of the charge. Raises Declined."""
 
     def refund(self, key: str) -> None:
-        """Undo :meth:`charge`, found by the key alone: the money goes back in full."""
+        """Undo :meth:`charge`, found by the key: return all of the money."""
 
     def find(self, charge_id: str) -> dict[str, Any] | None:
-        """`{"charge_id", "amount", "currency", "payment_method", "idempotency_key", "status"}`,
-        the status "charged" or "refunded"."""
+        """Return `{"charge_id", "amount", "currency", "payment_method", "idempotency_key",
+        "status"}`; the status is "charged" or "refunded"."""
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """The charges, newest first, as :meth:`find`."""
+        """Return the charges, newest first, each as :meth:`find` does."""
 
 
 class Warehouse(Protocol):
     def update(self, key: str, *, order_id: str, items: Sequence[Item], address: str) -> Delivery:
-        """Have the pieces sent. Raises Declined."""
+        """Order the delivery of the pieces. Raises Declined."""
 
     def revert(self, key: str) -> None:
-        """Undo :meth:`update`: nothing is sent."""
+        """Undo :meth:`update`: call the delivery off."""
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """`{"order_id", "product_id", "quantity", "status", "tracking_number"}` for each product
-        that was to be sent, newest first; the status "applied" or "reverted"."""
+        """Return `{"order_id", "product_id", "quantity", "status", "tracking_number"}` for each
+        product of a delivery, newest first; the status is "applied" or "reverted"."""
 
 
 class Mailer(Protocol):
@@ -101,20 +102,20 @@ class Mailer(Protocol):
 
 
 def inventory() -> Inventory:
-    return cast(Inventory, _of("ORDERS_INVENTORY"))
+    return cast(Inventory, _made_by("ORDERS_INVENTORY"))
 
 
 def payments() -> Payments:
-    return cast(Payments, _of("ORDERS_PAYMENTS"))
+    return cast(Payments, _made_by("ORDERS_PAYMENTS"))
 
 
 def warehouse() -> Warehouse:
-    return cast(Warehouse, _of("ORDERS_WAREHOUSE"))
+    return cast(Warehouse, _made_by("ORDERS_WAREHOUSE"))
 
 
 def mailer() -> Mailer:
-    return cast(Mailer, _of("ORDERS_MAILER"))
+    return cast(Mailer, _made_by("ORDERS_MAILER"))
 
 
-def _of(setting: str) -> object:
+def _made_by(setting: str) -> object:
     return import_string(getattr(settings, setting))()

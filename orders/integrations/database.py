@@ -1,7 +1,7 @@
-"""The built-in integrations: each keeps its records in the site's database.
+"""The built-in integrations, which keep their records in the site's database.
 
-They call nothing else, know orders only by their keys, and make each change in one transaction:
-a compare-and-set on the state, and what follows from it.
+They call no other system and know orders only by their keys. Each change is one transaction that
+begins with a compare-and-set on the state.
 """
 
 import secrets
@@ -10,7 +10,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
 
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -26,12 +26,12 @@ from orders.models import (
 )
 
 DELIVERY_TIME: Final = timedelta(days=3)
-# Rows of a snapshot.
+# The number of rows in a snapshot.
 NEWEST: Final = 1000
 
 
 class Inventory:
-    """Pieces are counted in StockItem; a reservation moves them from available to reserved."""
+    """The pieces are counted in StockItem. A reservation moves them from available to reserved."""
 
     def products(self, product_ids: Sequence[str]) -> dict[str, Product]:
         items = StockItem.objects.filter(product_id__in=product_ids)
@@ -52,7 +52,7 @@ class Inventory:
 
     def reserve(self, key: str, items: Sequence[Item]) -> str:
         with transaction.atomic():
-            reservation, made = _get_or_make(
+            reservation, made = _once(
                 Reservation, key, reservation_id=_id("RES", 6), state=Reservation.State.RESERVED
             )
             if made:
@@ -62,8 +62,8 @@ class Inventory:
         return str(reservation.reservation_id)
 
     def _take(self, reservation: Reservation, items: Sequence[Item]) -> None:
-        # In one order, so that two orders of the same products do not wait for each other.
-        for item in sorted(items, key=lambda one: one.product_id):
+        # Sorted, so that two orders of the same products cannot deadlock.
+        for item in sorted(items, key=lambda item: item.product_id):
             stock = StockItem.objects.filter(product_id=item.product_id)
             if not stock.filter(available__gte=item.quantity).update(
                 available=F("available") - item.quantity, reserved=F("reserved") + item.quantity
@@ -75,7 +75,7 @@ class Inventory:
 
     def release(self, key: str) -> None:
         with transaction.atomic():
-            reservation, made = _get_or_make(
+            reservation, made = _once(
                 Reservation, key, reservation_id=_id("RES", 6), state=Reservation.State.RELEASED
             )
             if made or not self._leave(reservation, Reservation.State.RELEASED):
@@ -116,10 +116,10 @@ class Inventory:
 
 
 class Payments:
-    """Charges are rows; a refund turns one around."""
+    """A charge is a row; a refund changes its state."""
 
     def charge(self, key: str, *, amount: Decimal, currency: str, method: str) -> str:
-        charge, _ = _get_or_make(
+        charge, _ = _once(
             Charge,
             key,
             charge_id=_id("TXN", 6),
@@ -133,7 +133,7 @@ class Payments:
         return str(charge.charge_id)
 
     def refund(self, key: str) -> None:
-        charge, made = _get_or_make(
+        charge, made = _once(
             Charge, key, charge_id=_id("TXN", 6), state=Charge.State.REFUNDED, amount=Decimal(0)
         )
         if not made:
@@ -150,11 +150,11 @@ class Payments:
 
 
 class Warehouse:
-    """Records, each with a shipment that arrives three days later."""
+    """Each record has a shipment that arrives three days later."""
 
     def update(self, key: str, *, order_id: str, items: Sequence[Item], address: str) -> Delivery:
         with transaction.atomic():
-            record, made = _get_or_make(
+            record, made = _once(
                 WarehouseRecord,
                 key,
                 order_id=order_id,
@@ -173,7 +173,7 @@ class Warehouse:
         return Delivery(record.shipment.tracking_number, record.shipment.estimated_delivery)
 
     def revert(self, key: str) -> None:
-        record, made = _get_or_make(
+        record, made = _once(
             WarehouseRecord, key, order_id="", items=[], state=WarehouseRecord.State.REVERTED
         )
         if not made:
@@ -196,21 +196,16 @@ class Warehouse:
 
 
 class Mailer:
-    """Messages are kept, and sent by nobody: name another mailer to send them."""
+    """Messages are only stored. To send them, name another mailer in ORDERS_MAILER."""
 
     def send(self, key: str, *, recipient: str, subject: str, body: str) -> None:
-        _get_or_make(Mail, key, recipient=recipient, subject=subject, body=body)
+        _once(Mail, key, recipient=recipient, subject=subject, body=body)
 
 
-def _get_or_make(model: Any, key: str, **fields: Any) -> tuple[Any, bool]:
-    """The row with this key, and whether this call made it. Of two calls at once, one does."""
-    if row := model.objects.filter(key=key).first():
-        return row, False
-    try:
-        with transaction.atomic():
-            return model.objects.create(key=key, **fields), True
-    except IntegrityError:
-        return model.objects.get(key=key), False
+def _once(model: Any, key: str, **fields: Any) -> tuple[Any, bool]:
+    """Return the row with this key, and whether this call inserted it."""
+    row, made = model.objects.get_or_create(key=key, defaults=fields)
+    return row, made
 
 
 def _id(prefix: str, size: int) -> str:

@@ -199,7 +199,7 @@ def test_ctrl_c_and_a_reader_that_leaves(up: Up) -> None:
     waiting.send_signal(signal.SIGINT)
     said, _ = waiting.communicate(timeout=60)
     assert waiting.returncode == 130
-    assert said.endswith("\nCommandError: Stopped. What was asked for goes on.\n")
+    assert said.endswith("\nCommandError: Stopped. The order goes on.\n")
     assert get(up, "/orders/order-workflow-left/status")["status"] == "pending"
     assert run(up, "decideorder", "left", "approve", "--no-wait")[0] == 0
     assert ended(up, "order-workflow-left")["status"] == "completed"

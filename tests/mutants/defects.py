@@ -285,8 +285,8 @@ DEFECTS: Final = (
     Defect(
         "an order completed while it is undone",
         "orders/fulfilment.py",
-        "        if this.filter(state=State.RUNNING, steps_begun=all_begun).update(\n",
-        "        if this.filter(steps_begun=all_begun).update(\n",
+        "        if rows.filter(state=State.RUNNING, steps_begun=len(contracts.SAGA)).update(\n",
+        "        if rows.filter(steps_begun=len(contracts.SAGA)).update(\n",
         "tests/orders/test_fulfilment.py",
     ),
     Defect(

@@ -123,7 +123,7 @@ class Shop:
         return self.workflow(workflow_id)
 
     async def ended(self, workflow_id: str) -> dict[str, Any]:
-        """Its status once it has ended, which is what its workflow tells and came to (O3)."""
+        """Return its status once it has ended; the workflow answers and ends the same (O3)."""
         await gone(Order.objects.filter(workflow_id=workflow_id).exclude(state__in=FINAL))
         # Before, its workflow is that of the attempt before.
         await self.started(workflow_id)
@@ -185,8 +185,8 @@ class Shop:
 
 
 class History:
-    """Stands in for Temporal where a test is about the site alone: what was signalled to the run of
-    `memo`, or to whatever run is asked for."""
+    """Stands in for Temporal in tests of the site alone. It holds the signals to the run of `memo`,
+    or to any run where `memo` is None."""
 
     def __init__(self) -> None:
         self.run_id = "run-1"
@@ -224,7 +224,7 @@ class History:
 
 @pytest.fixture
 def history(monkeypatch: pytest.MonkeyPatch, settings: Any) -> History:
-    """What Temporal tells of an order's run; signals decide, as in the open mode."""
+    """The signals that Temporal reports for an order's run; signals decide, as in the open mode."""
     settings.ORDERS_SIGNAL_DECISIONS = True
     made = History()
     monkeypatch.setattr(loop, "ask", made.ask)

@@ -49,8 +49,8 @@ def pending() -> Order:
     return factories.order("ORD-002", State.PENDING)
 
 
-def test_approver_approves(client: Client, pending: Order) -> None:
-    """O10, X3: ticked and approved, as an expense is; the workflow is told by a signal."""
+def test_approving_in_the_list_starts_the_order(client: Client, pending: Order) -> None:
+    """O10, X3: approving a ticked order notifies its workflow by a signal, as for an expense."""
     approver = factories.user(groups.APPROVER, username="anna")
     client.force_login(approver)
     assert buttons(page_of(client, pending)) == ["approve", "reject"]
@@ -65,7 +65,7 @@ def test_approver_approves(client: Client, pending: Order) -> None:
     assert buttons(page_of(client, pending)) == []
 
 
-def test_rejection_asks_for_the_reason(client: Client, pending: Order) -> None:
+def test_rejecting_without_a_reason_asks_for_it(client: Client, pending: Order) -> None:
     """X3, O4: without a reason nothing happens but the question; with it the order is cancelled."""
     client.force_login(factories.user(groups.APPROVER))
     question = act(client, "reject", pending)
@@ -77,8 +77,10 @@ def test_rejection_asks_for_the_reason(client: Client, pending: Order) -> None:
 
 
 @pytest.mark.parametrize("superuser", [False, True])
-def test_nobody_approves_their_own(client: Client, unchanged: Unchanged, superuser: bool) -> None:
-    """X3, O10: not a superuser either; the attempt is audited."""
+def test_approving_an_own_order_is_refused(
+    client: Client, unchanged: Unchanged, superuser: bool
+) -> None:
+    """X3, O10: this includes superusers; the attempt is audited."""
     buyer = factories.user(groups.EMPLOYEE, groups.APPROVER, is_superuser=superuser)
     order = factories.order("ORD-002", State.PENDING, submitter=buyer)
     client.force_login(buyer)
@@ -91,10 +93,10 @@ def test_nobody_approves_their_own(client: Client, unchanged: Unchanged, superus
 
 
 @pytest.mark.parametrize("action", ["approve", "cancel", "retry"])
-def test_an_auditor_does_nothing(
+def test_actions_of_an_auditor_change_nothing(
     client: Client, unchanged: Unchanged, pending: Order, action: str
 ) -> None:
-    """X3: whoever only looks is refused, which is audited, and is offered no button."""
+    """X3: an auditor is refused, which is audited, and sees no button."""
     client.force_login(factories.user(groups.AUDITOR))
     assert buttons(page_of(client, pending)) == []
     with unchanged(refusals=1):
@@ -113,9 +115,11 @@ OFFERED = {
 
 
 @pytest.mark.parametrize("role", [*groups.NAMES, "superuser"])
-def test_offered_actions(client: Client, unchanged: Unchanged, role: str) -> None:
-    """X10: the list offers to cancel to those who operate orders or submit them; whoever sends the
-    action all the same, for another's order, is refused, which is audited."""
+def test_actions_are_offered_to_those_who_may_take_them(
+    client: Client, unchanged: Unchanged, role: str
+) -> None:
+    """X10: the list offers Cancel to those who operate or submit orders. A submitter who sends the
+    action for another's order is refused, and that is audited."""
     names = () if role == "superuser" else (role,)
     person = factories.user(*names, is_superuser=role == "superuser")
     others = factories.order("ORD-002", State.PENDING)
@@ -128,7 +132,7 @@ def test_offered_actions(client: Client, unchanged: Unchanged, role: str) -> Non
             act(client, "cancel", others)
 
 
-def test_an_employee_sees_their_own(client: Client, pending: Order) -> None:
+def test_employee_sees_only_own_orders(client: Client, pending: Order) -> None:
     """X3: and may cancel it; those of others are not there."""
     buyer = factories.user(groups.EMPLOYEE)
     own = factories.order("ORD-003", State.PENDING, submitter=buyer)
@@ -144,8 +148,8 @@ def test_an_employee_sees_their_own(client: Client, pending: Order) -> None:
     assert own.failure_reason == f"cancelled by {buyer}: not needed"
 
 
-def test_an_operator_retries(client: Client) -> None:
-    """O5: a failed order is carried out anew, as its next attempt; one that runs is not."""
+def test_retrying_in_the_list_begins_the_next_attempt(client: Client) -> None:
+    """O5: a failed order is carried out again, as its next attempt; a running order is not."""
     failed, runs = factories.order("ORD-004", State.FAILED), factories.order("ORD-005")
     Message.objects.update(outcome="DELIVERED", settled_at=factories.NOW)
     client.force_login(factories.user(groups.OPERATOR))
@@ -161,7 +165,7 @@ def test_an_operator_retries(client: Client) -> None:
     assert (start.settled_at, start.payload["memo"]["attempt"]) == (None, 2)
 
 
-def test_the_page_tells_steps_and_undoing(client: Client) -> None:
+def test_page_shows_steps_and_undos(client: Client) -> None:
     """O5, X5: the timeline has what people and what the workflow did, in their order."""
     order = factories.order("ORD-006")
     for minute, (name, status) in enumerate(
@@ -196,7 +200,7 @@ def test_the_page_tells_steps_and_undoing(client: Client) -> None:
 # The stock
 
 
-def test_pieces_are_added_not_set(client: Client) -> None:
+def test_adding_pieces_keeps_what_orders_took_meanwhile(client: Client) -> None:
     """O9: what orders reserved meanwhile stays reserved; the change is audited."""
     factories.stock()
     lamp = StockItem.objects.get(product_id="SKU-001")
@@ -233,7 +237,7 @@ def lamp(client: Client) -> StockItem:
         ("currency", "EUR", "24.50 USD → 24.50 EUR"),
     ],
 )
-def test_a_price_change_has_a_reason(
+def test_price_change_without_a_reason_changes_nothing(
     client: Client, unchanged: Unchanged, lamp: StockItem, field: str, value: str, change: str
 ) -> None:
     """X5: without a reason nothing changes; with it the trail has the old price and the new one."""
@@ -255,8 +259,9 @@ def test_a_price_change_has_a_reason(
     )
 
 
-def test_a_name_needs_no_reason(client: Client, lamp: StockItem) -> None:
-    """X5: nor does the price as it is, written otherwise; the trail tells of neither."""
+def test_name_changes_without_a_reason(client: Client, lamp: StockItem) -> None:
+    """X5: a new name needs no reason, nor does the same price in another notation. Neither is in
+    the audit trail."""
     for posted in ({"name": "Lamp"}, {"unit_price": "24.5"}, {"unit_price": "024.50"}):
         assert client.post(f"{STOCK}{lamp.pk}/change/", PRICED | posted).status_code == 302
     assert client.get(f"{STOCK}{lamp.pk}/change/").content.decode().count('name="reason"') == 1
@@ -264,7 +269,7 @@ def test_a_name_needs_no_reason(client: Client, lamp: StockItem) -> None:
     assert not AuditEntry.objects.filter(subject="stock").exists()
 
 
-def test_a_price_that_was_changed_meanwhile(
+def test_price_that_was_changed_meanwhile_stays(
     client: Client, lamp: StockItem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """X5: the price stays as the other person set it, and the person is told."""
@@ -295,10 +300,10 @@ def test_a_price_that_was_changed_meanwhile(
         ("currency", "dollar", "at most 3 characters"),
     ],
 )
-def test_a_wrong_stock_form(
+def test_invalid_stock_form_changes_nothing(
     client: Client, unchanged: Unchanged, field: str, value: str, error: str
 ) -> None:
-    """O9: the error stands at its field, and nothing changes."""
+    """O9: the error is shown at its field, and nothing changes."""
     factories.stock()
     lamp = StockItem.objects.get(product_id="SKU-001")
     client.force_login(factories.user(groups.OPERATOR))
@@ -309,7 +314,7 @@ def test_a_wrong_stock_form(
     assert error in answer.content.decode()
 
 
-def test_a_new_product(client: Client) -> None:
+def test_new_product_is_stored_with_its_pieces(client: Client) -> None:
     """O9: it can be ordered at once."""
     client.force_login(factories.user(groups.OPERATOR))
     form = {
@@ -325,7 +330,7 @@ def test_a_new_product(client: Client) -> None:
     assert client.post(f"{STOCK}{stapler.pk}/delete/", {"post": "yes"}).status_code == 403
 
 
-def test_who_keeps_the_stock(client: Client, unchanged: Unchanged) -> None:
+def test_only_operators_change_the_stock(client: Client, unchanged: Unchanged) -> None:
     """X3: finance sees it and changes nothing."""
     factories.stock()
     lamp = StockItem.objects.get(product_id="SKU-001")
@@ -339,7 +344,7 @@ def test_who_keeps_the_stock(client: Client, unchanged: Unchanged) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_snapshot(client: Client) -> None:
+def test_snapshot_shows_the_records_of_one_moment(client: Client) -> None:
     """O7: orders, stock, payments and warehouse on one page."""
     order = factories.order("ORD-<7>")
     services.cancel_order(
@@ -351,7 +356,7 @@ def test_snapshot(client: Client) -> None:
         assert text in html
 
 
-def test_who_sees_the_snapshot(client: Client) -> None:
+def test_snapshot_needs_every_view_permission(client: Client) -> None:
     """X8: not an employee, and nobody without a session."""
     assert client.get(SNAPSHOT).status_code == 302
     client.force_login(factories.user(groups.EMPLOYEE))

@@ -130,7 +130,7 @@ def names(place: str, order: Order) -> list[str]:
 # The sample's own requests, word for word but for the port
 
 
-def test_sample_requests(local: Client) -> None:
+def test_requests_of_the_sample_get_the_documented_answers(local: Client) -> None:
     """O7, seed 004: the documented requests have the documented answers; no header but the
     content type, no slash at the end."""
     body = b"""{
@@ -167,7 +167,7 @@ def test_sample_requests(local: Client) -> None:
     assert problem(again, 409)["detail"].startswith("The workflow id optional-client-provided-id")
 
 
-def test_what_the_integrations_hold(local: Client) -> None:
+def test_stock_charges_and_warehouse_are_shown(local: Client) -> None:
     """O7: the stock, a charge by its id, what the warehouse was told, and all of it at once."""
     order = factories.order(state=State.COMPLETED)
     charge, shipment = Charge.objects.get(), Shipment.objects.get()
@@ -219,7 +219,7 @@ SUMMARY = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_one_order(operator: Program, place: str) -> None:
+def test_order_is_shown_with_lines_and_decision(operator: Program, place: str) -> None:
     """O7, X5: an order with its lines and its decision, by its UUID and by an id of its own; its
     state is called `state` under /api/v1/."""
     person = factories.user(groups.EMPLOYEE, username="emma")
@@ -280,8 +280,8 @@ STEP_OF = {
 
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("state", State)
-def test_status(local: Client, state: State, large: bool) -> None:
-    """O3, O7: what `get_status` tells, from the records."""
+def test_status_follows_the_records(local: Client, state: State, large: bool) -> None:
+    """O3, O7: the same as `get_status` of the workflow, read from the records."""
     factories.order(state=state, large=large)
     status = local.get("/orders/order-ord-1/status").json()
     done = [] if state in (State.PENDING, State.RUNNING) else list(factories.STEPS)
@@ -314,7 +314,7 @@ def test_status(local: Client, state: State, large: bool) -> None:
     }
 
 
-def test_status_of_a_step_and_of_an_attempt(local: Client) -> None:
+def test_status_shows_the_step_under_way_of_the_current_attempt(local: Client) -> None:
     """O3: what is under way, with what the steps answered; a retry begins a timeline of its
     own."""
     order = factories.order()
@@ -337,7 +337,7 @@ def test_status_of_a_step_and_of_an_attempt(local: Client) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_trailing_slashes(operator: Program, place: str) -> None:
+def test_each_path_is_served_with_and_without_a_slash(operator: Program, place: str) -> None:
     """O7: each path is served with a slash at its end and without."""
     order = factories.order(state=State.COMPLETED, large=True)
     charge = Charge.objects.get().charge_id
@@ -357,7 +357,7 @@ def test_trailing_slashes(operator: Program, place: str) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_methods(unchanged: Unchanged, place: str) -> None:
+def test_other_methods_change_nothing(unchanged: Unchanged, place: str) -> None:
     """O7: what a path does not serve is 405, a problem, and changes nothing; HEAD is a GET without
     its body, OPTIONS changes nothing."""
     root = Program(is_superuser=True)
@@ -394,8 +394,8 @@ NO_REFS = [
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_no_such_order(unchanged: Unchanged, place: str) -> None:
-    """O7: a reference that is none is a 404 and a problem, whatever it is made of."""
+def test_unknown_reference_is_not_found(unchanged: Unchanged, place: str) -> None:
+    """O7: a reference to no order is 404 and a problem, whatever characters it has."""
     root = Program(is_superuser=True)
     factories.order(state=State.PENDING)
     reading = ("", "/status", "/audit")
@@ -424,7 +424,7 @@ def test_any_id_is_kept_and_names_its_order(operator: Program, place: str, chose
     assert operator.get(path).json()[field] == chosen
 
 
-def test_workflow_id_with_a_slash(operator: Program) -> None:
+def test_order_with_a_slash_in_its_id_is_found_by_uuid(operator: Program) -> None:
     """O7: the UUID names an order whose id cannot be part of a path."""
     answer = send(Program(is_superuser=True), "/orders", BODY | {"workflow_id": "a/b"})
     assert operator.get(answer.headers["Location"]).json()["workflow_id"] == "a/b"
@@ -460,7 +460,7 @@ def test_id_like_the_uuid_of_another_order_takes_nothing_over(
     ],
     ids=lambda body: str(body)[:12],
 )
-def test_malformed_json(local: Client, unchanged: Unchanged, body: Any) -> None:
+def test_malformed_json_changes_nothing(local: Client, unchanged: Unchanged, body: Any) -> None:
     """O7: a body that is no JSON object is a problem of 400."""
     factories.order(state=State.PENDING)
     with unchanged():
@@ -470,7 +470,7 @@ def test_malformed_json(local: Client, unchanged: Unchanged, body: Any) -> None:
                 problem(send(local, f"/orders/order-ord-1/{verb}", body), 400)
 
 
-def test_other_content_types(local: Client, unchanged: Unchanged) -> None:
+def test_other_content_types_are_refused(local: Client, unchanged: Unchanged) -> None:
     """O7: only JSON is read."""
     with unchanged():
         for kind in ("application/x-www-form-urlencoded", "text/plain", "multipart/form-data", ""):
@@ -507,7 +507,9 @@ WRONG: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("field", WRONG)
-def test_wrong_field(local: Client, unchanged: Unchanged, field: str) -> None:
+def test_wrong_field_is_named_and_nothing_is_stored(
+    local: Client, unchanged: Unchanged, field: str
+) -> None:
     """O7: a wrong field is named with what is wrong, and nothing is stored."""
     body = {name: value for name, value in BODY.items() if field != "lines" or name not in SINGLE}
     for value in WRONG[field]:
@@ -529,7 +531,7 @@ SINGLE = ("product_id", "quantity")
     ],
     ids=str,
 )
-def test_missing_field(
+def test_missing_field_is_named_and_nothing_is_stored(
     local: Client, unchanged: Unchanged, change: dict[str, Any], named: str
 ) -> None:
     """O7: a field that is missing (None here), or that goes not together with another, is named."""
@@ -540,15 +542,17 @@ def test_missing_field(
 
 
 @pytest.mark.parametrize("quantity", ["2", 2.0, "2.0", " 2 "])
-def test_quantity_as_others_write_it(local: Client, quantity: Any) -> None:
-    """O7: a whole number is one, however it is written."""
+def test_whole_number_in_any_notation_is_a_quantity(local: Client, quantity: Any) -> None:
+    """O7: a quantity is a whole number in any notation."""
     assert send(local, "/orders", BODY | {"quantity": quantity}).status_code == 201
     assert Order.objects.get().lines.get().quantity == 2
 
 
 @pytest.mark.parametrize("verb", ["approve", "reject", "cancel"])
 @pytest.mark.parametrize("reason", ["x" * 2001, "\0", "\ud800", [], {}, True])
-def test_unstorable_reason(local: Client, unchanged: Unchanged, verb: str, reason: Any) -> None:
+def test_unstorable_reason_changes_nothing(
+    local: Client, unchanged: Unchanged, verb: str, reason: Any
+) -> None:
     """O7: a reason too long or not storable."""
     factories.order(state=State.PENDING)
     with unchanged():
@@ -557,7 +561,7 @@ def test_unstorable_reason(local: Client, unchanged: Unchanged, verb: str, reaso
 
 
 @pytest.mark.parametrize("body", [{}, {"reason": None}, {"reason": ""}, {"reason": " \n"}, None])
-def test_no_reason(local: Client, unchanged: Unchanged, body: Any) -> None:
+def test_only_a_rejection_needs_a_reason(local: Client, unchanged: Unchanged, body: Any) -> None:
     """X3: a rejection takes a reason, an approval and a cancellation take none; no body is an
     empty one."""
     for number, verb in enumerate(("reject", "approve", "cancel")):
@@ -574,7 +578,7 @@ def test_no_reason(local: Client, unchanged: Unchanged, body: Any) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_submit(employee: Program, place: str) -> None:
+def test_submission_stores_everything_it_names(employee: Program, place: str) -> None:
     """O7, X5: several lines, everything that is known of the customer, and ids of one's own."""
     more = {
         "customer_name": "Alice Smith",
@@ -610,7 +614,7 @@ def test_submit(employee: Program, place: str) -> None:
     )
 
 
-def test_workflow_id_null(local: Client) -> None:
+def test_null_leaves_the_workflow_id_to_the_site(local: Client) -> None:
     """O7: null leaves it to the site."""
     answer = send(local, "/orders", BODY | {"workflow_id": None, "fail_at": None}).json()
     assert answer["workflow_id"] == f"order-{answer['order_id']}"
@@ -618,8 +622,8 @@ def test_workflow_id_null(local: Client) -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("group", groups.NAMES)
-def test_who_may_submit(unchanged: Unchanged, place: str, group: str) -> None:
-    """X3, X8: employees and the worker; not a word of the body is read of others."""
+def test_only_employees_and_the_worker_submit(unchanged: Unchanged, place: str, group: str) -> None:
+    """X3, X8: the body of other people's requests is not read."""
     program = Program(group)
     if group in (groups.EMPLOYEE, groups.WORKER):
         assert send(program, f"{place}/orders", BODY).status_code == 201
@@ -629,7 +633,7 @@ def test_who_may_submit(unchanged: Unchanged, place: str, group: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["order_id", "workflow_id"])
-def test_id_in_use(local: Client, unchanged: Unchanged, field: str) -> None:
+def test_taken_id_is_a_conflict(local: Client, unchanged: Unchanged, field: str) -> None:
     """O7: an id that is taken is a conflict, with a key of another request too."""
     assert send(local, "/orders", BODY | {field: "taken"}).status_code == 201
     with unchanged():
@@ -639,9 +643,11 @@ def test_id_in_use(local: Client, unchanged: Unchanged, field: str) -> None:
 
 
 @pytest.mark.parametrize("named", [{}, {"order_id": "o"}, {"workflow_id": "w"}], ids=str)
-def test_idempotency_key(employee: Program, unchanged: Unchanged, named: dict[str, str]) -> None:
-    """Design rule 4: a repeat with its key meets what the first one made, though the product is
-    sold out and dearer since; another key, or another person, makes another order."""
+def test_repeat_with_its_key_gets_the_first_order(
+    employee: Program, unchanged: Unchanged, named: dict[str, str]
+) -> None:
+    """O7: a repeat with the same key gets the order of the first request, even if the product is
+    sold out or has another price by then. Another key, or another person, makes another order."""
     first = send(employee, "/orders", BODY | named, **KEY)
     assert first.status_code == 201
     StockItem.objects.update(unit_price=7, available=0)
@@ -665,10 +671,10 @@ def test_idempotency_key(employee: Program, unchanged: Unchanged, named: dict[st
     ],
     ids=str,
 )
-def test_key_with_another_body(
+def test_key_of_another_body_is_a_conflict(
     employee: Program, unchanged: Unchanged, change: dict[str, Any]
 ) -> None:
-    """Design rule 4: a key belongs to one request; with any other body it is a conflict."""
+    """O7: a key belongs to one request; with any other body it is a conflict."""
     send(employee, "/orders", BODY, **KEY)
     with unchanged():
         problem(send(employee, "/orders", BODY | change, **KEY), 409)
@@ -676,8 +682,8 @@ def test_key_with_another_body(
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("named", [{}, {"order_id": "o"}, {"workflow_id": "w"}], ids=str)
-def test_racing_submissions(employee: Program, named: dict[str, str]) -> None:
-    """O7, design rule 4: eight submissions with one key at once make one order, which all meet."""
+def test_concurrent_repeats_make_one_order(employee: Program, named: dict[str, str]) -> None:
+    """O7: eight submissions with one key at the same time make one order, and all get it."""
     headers = factories.bearer(employee.user) | KEY
     calls = [lambda: send(Client(headers=headers), "/orders", BODY | named)] * 8
     answers = at_once(calls)
@@ -686,7 +692,7 @@ def test_racing_submissions(employee: Program, named: dict[str, str]) -> None:
     assert (Order.objects.count(), Message.objects.count()) == (1, 1)
 
 
-def test_workflow_id_that_temporal_knows(
+def test_workflow_id_that_temporal_knows_is_a_conflict(
     local: Client,
     unchanged: Unchanged,
     temporal_address: str,
@@ -710,7 +716,7 @@ def test_workflow_id_that_temporal_knows(
 
 
 @pytest.mark.parametrize("fail_at", contracts.FAIL_AT)
-def test_fail_at(local: Client, fail_at: str) -> None:
+def test_local_installation_injects_the_failure(local: Client, fail_at: str) -> None:
     """O6: at the local installation an order may ask for its failure; its workflow is told."""
     assert send(local, "/orders", BODY | {"fail_at": fail_at}).status_code == 201
     assert Order.objects.get().fail_at == fail_at
@@ -718,7 +724,7 @@ def test_fail_at(local: Client, fail_at: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["open", "token", "off"])
-def test_fail_at_elsewhere(
+def test_fail_at_elsewhere_is_refused(
     local: Client, employee: Program, settings: Any, unchanged: Unchanged, mode: str
 ) -> None:
     """O6: 400 in every other mode, from another machine, and through a proxy."""
@@ -760,11 +766,11 @@ def ask(client: Client, line: str, place: str, order: Order, **options: Any) -> 
 
 
 @pytest.mark.parametrize("line", ALL_PATHS)
-def test_not_signed_in(
+def test_without_a_valid_token_nothing_is_served(
     local: Client, client: Client, settings: Any, unchanged: Unchanged, line: str
 ) -> None:
-    """X8: without a valid token nobody reads or changes anything, but at the local installation,
-    and there from its own machine alone; switched off, the root has nothing for anybody."""
+    """X8: without a valid token nobody reads or changes anything, except at the local installation
+    from its own machine. In the mode `off` the root serves nobody."""
     order = factories.order(state=State.PENDING)
     with unchanged():
         for header in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": "Basic eA=="}):
@@ -782,7 +788,7 @@ def test_not_signed_in(
 
 
 @pytest.mark.parametrize("line", [line for line in ALL_PATHS if line.startswith("POST")])
-def test_other_sites_and_sessions(
+def test_requests_of_other_sites_and_sessions_change_nothing(
     local: Client, settings: Any, unchanged: Unchanged, line: str
 ) -> None:
     """X8: at the root, what another site's page or a browser's session asks for changes nothing;
@@ -799,7 +805,7 @@ def test_other_sites_and_sessions(
     assert browser.get(f"/orders/{order.pk}").status_code == 200
 
 
-def test_session_with_csrf_token(unchanged: Unchanged) -> None:
+def test_session_with_csrf_token_decides(unchanged: Unchanged) -> None:
     """X8: under /api/v1/ a page decides with its CSRF token."""
     order = factories.order(state=State.PENDING)
     browser = Client(enforce_csrf_checks=True)
@@ -818,7 +824,7 @@ SEES_STOCK = (groups.FINANCE, groups.AUDITOR, groups.OPERATOR)
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("group", groups.NAMES)
-def test_who_sees_what(group: str, place: str) -> None:
+def test_employee_sees_own_orders_and_no_stock(group: str, place: str) -> None:
     """X10: at the root and under /api/v1/ alike, an employee finds no order of another, and stock,
     charges and warehouse are for those whose work they are."""
     program = Program(group)
@@ -843,7 +849,7 @@ def test_who_sees_what(group: str, place: str) -> None:
 @pytest.mark.parametrize("group", groups.NAMES)
 @pytest.mark.parametrize("verb", ["approve", "reject"])
 @pytest.mark.parametrize("place", PLACES)
-def test_who_may_decide(unchanged: Unchanged, place: str, verb: str, group: str) -> None:
+def test_only_approvers_decide(unchanged: Unchanged, place: str, verb: str, group: str) -> None:
     """X3, O10: approvers alone, on both routes; each refusal is audited with its route."""
     program = Program(group)
     order = factories.order(state=State.PENDING)
@@ -891,7 +897,7 @@ def test_who_may_not_decide_learns_of_no_order(unchanged: Unchanged, place: str)
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_nobody_decides_their_own(unchanged: Unchanged, place: str) -> None:
+def test_deciding_an_own_order_is_refused(unchanged: Unchanged, place: str) -> None:
     """X3: superusers included."""
     root = Program(groups.APPROVER, is_superuser=True)
     order = factories.order(state=State.PENDING, submitter=root.user)
@@ -902,7 +908,9 @@ def test_nobody_decides_their_own(unchanged: Unchanged, place: str) -> None:
 
 
 @pytest.mark.parametrize("state", [state for state in State if state != State.PENDING])
-def test_nothing_to_decide(approver: Program, unchanged: Unchanged, state: State) -> None:
+def test_deciding_an_order_that_is_not_pending_is_a_conflict(
+    approver: Program, unchanged: Unchanged, state: State
+) -> None:
     """O3: an order that needs no decision, or was cancelled before one, is a conflict."""
     factories.order(state=state)
     with unchanged():
@@ -912,9 +920,9 @@ def test_nothing_to_decide(approver: Program, unchanged: Unchanged, state: State
 
 
 @pytest.mark.django_db(transaction=True)
-def test_racing_decisions(approver: Program) -> None:
-    """O3, X1: of approvals and rejections at once one verdict wins; whoever asked for it is told
-    so, and the others that it was not theirs."""
+def test_one_of_concurrent_decisions_wins(approver: Program) -> None:
+    """O3, X1: of concurrent approvals and rejections one verdict wins. Requests for that verdict
+    succeed; the others are conflicts."""
     factories.order(state=State.PENDING)
     headers = factories.bearer(approver.user)
 
@@ -946,7 +954,7 @@ def test_racing_decisions(approver: Program) -> None:
         (State.FAILED, 409),
     ],
 )
-def test_cancel(
+def test_cancelling_undoes_or_ends_the_order(
     employee: Program,
     operator: Program,
     unchanged: Unchanged,
@@ -954,8 +962,8 @@ def test_cancel(
     state: State,
     status: int,
 ) -> None:
-    """X5, issue 4: 202 while it is undone, 200 once it is cancelled, 409 where it cannot be; the
-    submitter may, and operators; a repeat changes nothing."""
+    """X5, O7: 202 while the order is undone, 200 once it is cancelled, 409 where it cannot be
+    cancelled. Its submitter and operators may cancel it; a repeat changes nothing."""
     order = factories.order(state=state, submitter=employee.user)
     if status == 202:
         factories.carry(order, contracts.CHECK_INVENTORY)
@@ -975,9 +983,9 @@ def test_cancel(
 
 
 @pytest.mark.parametrize("group", groups.NAMES)
-def test_who_may_cancel_and_retry(unchanged: Unchanged, group: str) -> None:
-    """X3, X10: operators alone do it to others' orders; whoever sees the order and may not is
-    refused and audited; others do not find it, on either route."""
+def test_only_operators_cancel_and_retry_orders_of_others(unchanged: Unchanged, group: str) -> None:
+    """X3, X10: on either route operators alone cancel and retry the orders of others. People who
+    see the order are refused, and that is audited; others do not find it."""
     program = Program(group)
     refs = {
         "cancel": factories.order("ord-1", State.PENDING).pk,
@@ -998,8 +1006,10 @@ def test_who_may_cancel_and_retry(unchanged: Unchanged, group: str) -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("state", State)
-def test_retry(operator: Program, unchanged: Unchanged, place: str, state: State) -> None:
-    """Issue 4: a failed order is carried out anew; every other is a conflict."""
+def test_only_a_failed_order_is_retried(
+    operator: Program, unchanged: Unchanged, place: str, state: State
+) -> None:
+    """O5, O7: a failed order is carried out again; every other order is a conflict."""
     order = factories.order(state=state)
     path = f"{place}/orders/{order.pk}/retry"
     if state != State.FAILED:
@@ -1018,7 +1028,7 @@ def test_retry(operator: Program, unchanged: Unchanged, place: str, state: State
 # The list
 
 
-def test_list(operator: Program) -> None:
+def test_list_at_the_root_is_newest_first_and_filtered(operator: Program) -> None:
     """O7: newest first, by state, and page by page by the time of creation."""
     kinds = (State.RUNNING, State.FAILED, State.RUNNING, State.PENDING)
     for number, state in enumerate(kinds):
@@ -1043,7 +1053,7 @@ def test_list(operator: Program) -> None:
     ],
     ids=lambda before: ascii(before)[:30],
 )
-def test_list_before_no_time(operator: Program, before: str) -> None:
+def test_invalid_time_in_before_is_refused(operator: Program, before: str) -> None:
     """O7: a `before` that is not a time is a fault of that parameter."""
     details = problem(operator.get("/orders", {"before": before}), 400)
     assert list(details["errors"]) == ["before"]
@@ -1142,7 +1152,7 @@ def test_request_that_waited_in_vain_gets_202(
     assert send(approver, path).status_code == 200
 
 
-def test_list_is_bounded(operator: Program) -> None:
+def test_list_at_the_root_has_at_most_1000_orders(operator: Program) -> None:
     """O7: no more than 1,000 at once."""
     order = factories.order()
     lines = [
@@ -1169,7 +1179,7 @@ OWN = {"Idempotency-Key": "order-ord-1"}
 
 
 @pytest.mark.parametrize("group", [name for name in groups.NAMES if name != groups.WORKER])
-def test_who_may_carry_out_steps(unchanged: Unchanged, group: str) -> None:
+def test_only_the_worker_carries_out_steps(unchanged: Unchanged, group: str) -> None:
     """X8: the worker alone, though another names its workflow."""
     order = factories.order()
     path = f"/orders/{order.pk}/steps/check_inventory"
@@ -1177,7 +1187,9 @@ def test_who_may_carry_out_steps(unchanged: Unchanged, group: str) -> None:
         problem(send(Program(group), path, {"attempt": 1}, **OWN), 403)
 
 
-def test_steps(worker: Program, unchanged: Unchanged) -> None:
+def test_steps_are_carried_out_for_the_own_workflow_only(
+    worker: Program, unchanged: Unchanged
+) -> None:
     """X7, O5: only for the order's own workflow; each step is answered, once done."""
     order = factories.order(workflow_id="wf ä/%")
     own = {"Idempotency-Key": contracts.idempotency_key("wf ä/%")}
@@ -1221,8 +1233,8 @@ def own_order(worker: Program, history: History) -> str:
 def test_the_worker_decides_nothing(
     worker: Program, own_order: str, unchanged: Unchanged, verdict: Any
 ) -> None:
-    """O3, X3: whoever holds the worker's token cannot decide an order, or end its window, their own
-    included, whatever they say in a step."""
+    """O3, X3: with the worker's token nobody decides an order or ends its window, not even for an
+    own order, and whatever a step says."""
     body = {
         "attempt": 1,
         "verdict": verdict,
@@ -1243,7 +1255,7 @@ def test_the_worker_decides_nothing(
             problem(send(worker, f"{own_order}/{step}", body, **OWN), 409)
 
 
-def test_a_lie_in_the_idempotency_key(
+def test_key_of_another_workflow_decides_nothing(
     worker: Program, own_order: str, history: History, unchanged: Unchanged
 ) -> None:
     """O3, X7: a key that names another workflow decides nothing; nor does the right key find the
@@ -1260,7 +1272,7 @@ def test_a_lie_in_the_idempotency_key(
         assert answer.json()["state"] == "pending"
 
 
-def test_the_worker_cancels_in_nobodys_name(worker: Program, own_order: str) -> None:
+def test_worker_cancels_without_naming_a_person(worker: Program, own_order: str) -> None:
     """O5, X5: a cancellation in Temporal is recorded as such, by the worker; it names nobody."""
     body = {"attempt": 1, "cancelled": True, "reason": "cancelled by anna: changed my mind"}
     answer = send(worker, f"{own_order}/begin_compensation", body, **OWN)
@@ -1274,7 +1286,7 @@ def test_the_worker_cancels_in_nobodys_name(worker: Program, own_order: str) -> 
     assert not Decision.objects.exists()
 
 
-def test_settling_while_temporal_is_silent(
+def test_settling_while_temporal_is_silent_is_503(
     worker: Program, own_order: str, history: History, unchanged: Unchanged
 ) -> None:
     """O3: 503 with Retry-After, so that the worker asks again; nothing changes."""
@@ -1285,7 +1297,7 @@ def test_settling_while_temporal_is_silent(
     assert answer.headers["Retry-After"] == "2"
 
 
-def test_step_that_another_system_refuses(worker: Program, unchanged: Unchanged) -> None:
+def test_step_that_another_system_declines_is_409(worker: Program, unchanged: Unchanged) -> None:
     """O5: 409 with the other system's words, by which the workflow fails the order."""
     order = factories.order()
     StockItem.objects.update(available=0)
@@ -1301,7 +1313,7 @@ class Broken(database.Payments):
         raise ConnectionResetError
 
 
-def test_step_whose_outcome_is_not_known(worker: Program, settings: Any) -> None:
+def test_step_with_unknown_outcome_is_503(worker: Program, settings: Any) -> None:
     """O5, O9: 503, for the worker to ask again; nothing is recorded as done."""
     order = factories.order()
     settings.ORDERS_PAYMENTS = f"{__name__}.Broken"
@@ -1328,7 +1340,7 @@ def test_step_whose_outcome_is_not_known(worker: Program, settings: Any) -> None
     ],
     ids=str,
 )
-def test_malformed_step(
+def test_malformed_step_changes_nothing(
     worker: Program, unchanged: Unchanged, step: str, body: dict[str, Any], named: str
 ) -> None:
     """O5: what is wrong with a step's details is named; nothing is done."""
@@ -1338,7 +1350,7 @@ def test_malformed_step(
         assert list(problem(answer, 400)["errors"]) == [named]
 
 
-def test_step_of_a_later_attempt(worker: Program, unchanged: Unchanged) -> None:
+def test_step_of_a_later_attempt_changes_nothing(worker: Program, unchanged: Unchanged) -> None:
     """O5: no attempt but the order's own carries anything out, however it is numbered."""
     order = factories.order(state=State.FAILED)
     with unchanged():
@@ -1353,8 +1365,8 @@ def test_step_of_a_later_attempt(worker: Program, unchanged: Unchanged) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("place", PLACES)
-def test_whole_snapshot(operator: Program, place: str) -> None:
-    """O7: orders, stock, charges and warehouse, each as its own path tells it."""
+def test_snapshot_equals_the_lists(operator: Program, place: str) -> None:
+    """O7: orders, stock, charges and warehouse are the same as on their own paths."""
     factories.order("a", State.COMPLETED)
     factories.order("b", State.FAILED)
     snapshot = operator.get(f"{place}/engine/snapshot").json()
@@ -1374,8 +1386,8 @@ def test_whole_snapshot(operator: Program, place: str) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("group", groups.NAMES)
-def test_who_sees_the_snapshot(group: str) -> None:
-    """X10: on either route those alone who may see all of it."""
+def test_snapshot_needs_every_view_permission(group: str) -> None:
+    """X10: on either route, people who may see only a part of the snapshot are refused."""
     program = Program(group)
     for place in PLACES:
         answer = program.get(f"{place}/engine/snapshot")
@@ -1479,8 +1491,8 @@ def raw(body: str | bytes) -> bytes:
 
 @generated
 @given(body=bodies)
-def test_any_submission(local: Client, body: str | bytes) -> None:
-    """O7: whatever is sent, an order is made or the fault is told, and then nothing changed."""
+def test_any_body_makes_an_order_or_changes_nothing(local: Client, body: str | bytes) -> None:
+    """O7: any body makes an order, or the answer names the fault and nothing changes."""
     before = factories.records()
     answer = local.generic("POST", "/orders", raw(body), "application/json")
     if answer.status_code == 201:
@@ -1504,11 +1516,10 @@ def test_any_submission(local: Client, body: str | bytes) -> None:
         st.builds(lambda reason: json.dumps({"reason": reason, "attempt": 1}), odd),
     ),
 )
-def test_any_path(
+def test_any_refused_path_changes_nothing(
     history: History, place: str, method: str, ref: str, tail: str, body: str | bytes
 ) -> None:
-    """O7: whatever is asked for, under whatever reference, is answered; what is refused changed
-    nothing."""
+    """O7: any request under any reference gets an answer; a refused one changes nothing."""
     root = Program(is_superuser=True)
     order = Order.objects.first() or factories.order(state=State.PENDING)
     before = factories.records()
@@ -1521,7 +1532,7 @@ def test_any_path(
         problem(answer, answer.status_code)
 
 
-def test_body_that_is_too_large(local: Client, unchanged: Unchanged) -> None:
+def test_too_large_body_is_413(local: Client, unchanged: Unchanged) -> None:
     """O7: a body beyond what the site reads is 413, a problem, and does nothing."""
     with unchanged():
         details = problem(send(local, "/orders", b'{"customer_id": "' + b"x" * 3_000_000), 413)

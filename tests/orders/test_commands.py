@@ -98,7 +98,7 @@ def places(order_id: str) -> str:
 # Orders that are carried out.
 
 
-async def test_small_order(shop: Shop) -> None:
+async def test_small_order_prints_each_step_and_the_result(shop: Shop) -> None:
     """O8: the sample's output, with a line for each step."""
     async with shop.worked():
         code, said = await running("startorder", "small", "--wait")
@@ -147,9 +147,9 @@ Delivery:
 
 
 @pytest.mark.parametrize("wait", [[], ["--wait"]])
-async def test_workflow_id_of_another(shop: Shop, wait: list[str]) -> None:
-    """O8: nobody waits for an order whose workflow cannot be started: Temporal had another under
-    its id, of which the records know nothing."""
+async def test_conflicting_workflow_ends_the_command_with_1(shop: Shop, wait: list[str]) -> None:
+    """O8: nobody waits for an order whose workflow cannot start, because Temporal has another
+    workflow under its id that the records do not know."""
     name = f"ORD-008{len(wait)}"
     async with shop.worked():
         assert (await running("startorder", "small", "--id", name, "--wait"))[0] == 0
@@ -164,7 +164,7 @@ async def test_workflow_id_of_another(shop: Shop, wait: list[str]) -> None:
     )
 
 
-async def test_large_order(shop: Shop) -> None:
+async def test_large_order_prints_how_to_decide_it(shop: Shop) -> None:
     """O8: it says how to decide it, and returns once it is started; the approval is followed to
     the end."""
     async with shop.worked():
@@ -219,7 +219,7 @@ Message: Order processed successfully
     assert decided == (Verdict.APPROVED, CONSOLE, Route.COMMAND)
 
 
-async def test_rejected(shop: Shop) -> None:
+async def test_rejected_order_prints_that_nothing_was_charged(shop: Shop) -> None:
     """O4, O8: by its workflow id too. Who waits for the order reads that nothing was charged."""
     async with shop.worked():
         output = io.StringIO()
@@ -266,7 +266,9 @@ Nothing was charged.
 """)
 
 
-async def test_timed_out(shop: Shop, settings: Any) -> None:
+async def test_order_that_nobody_decides_prints_that_it_timed_out(
+    shop: Shop, settings: Any
+) -> None:
     """O4, O8: nobody decides."""
     settings.ORDERS_APPROVAL_SECONDS = 1
     async with shop.worked():
@@ -277,7 +279,7 @@ async def test_timed_out(shop: Shop, settings: Any) -> None:
     assert "Message: approval timed out\n" in said
 
 
-async def test_failed(shop: Shop) -> None:
+async def test_failed_order_prints_what_was_undone_and_ends_with_1(shop: Shop) -> None:
     """O5, O8: the reason and what was undone; exit code 1."""
     async with shop.worked(fail_at="warehouse"):
         code, said = await running("startorder", "small", "--id", "ORD-001 again", "--wait")
@@ -314,7 +316,7 @@ Undone:
     )
 
 
-async def test_failed_after_the_decision(shop: Shop) -> None:
+async def test_deciding_an_order_that_fails_later_ends_with_0(shop: Shop) -> None:
     """O8: the decision was taken, so it is no failure of the command."""
     async with shop.worked():
         assert (await running("startorder", "large", "--id", "ORD-005"))[0] == 0
@@ -332,9 +334,9 @@ async def test_failed_after_the_decision(shop: Shop) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_why_nothing_happens(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """O8, X6: who waits is told what is missing: the relay, Temporal, the worker; and the order is
-    carried out when all of them are there."""
+async def test_waiting_prints_what_is_missing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O8, X6: the command prints which process is missing: the relay, Temporal, the worker. The
+    order is carried out when all of them run."""
     output = io.StringIO()
     waiting = asyncio.create_task(
         running("startorder", "small", "--id", "ORD-006", "--wait", output=output)
@@ -358,7 +360,7 @@ async def test_why_nothing_happens(shop: Shop, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_not_started_yet(shop: Shop) -> None:
+async def test_order_without_a_relay_is_accepted(shop: Shop) -> None:
     """O8, X1: without a relay an order is accepted all the same."""
     code, said = await running("startorder", "small", "--id", "ORD-007")
     assert code == 0
@@ -370,15 +372,18 @@ async def test_not_started_yet(shop: Shop) -> None:
         assert (await shop.ended("order-workflow-ORD-007"))["status"] == "completed"
 
 
-async def test_decision_that_takes_long(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_for_a_slow_order_ends_with_0(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """O8: the waiting ends, the order goes on."""
     monkeypatch.setattr("orders.management.commands.decideorder.WAIT_SECONDS", 0.1)
     await sync_to_async(factories.order)(
-        "ORD-002", State.PENDING, workflow_id="order-workflow-ORD-002"
+        "ORD-010", State.PENDING, workflow_id="order-workflow-ORD-010"
     )
     reason = "High-value customer - approved"
-    said = f"{APPROVED}The order goes on. Follow it here:\n{places('ORD-002')}"
-    assert await running("decideorder", "ORD-002", "approve", reason) == (0, said)
+    approved = APPROVED.replace("ORD-002", "ORD-010")
+    said = f"{approved}The order goes on. Follow it here:\n{places('ORD-010')}"
+    assert await running("decideorder", "ORD-010", "approve", reason) == (0, said)
 
 
 # What is refused, without any other process.
@@ -391,25 +396,25 @@ def _stocked(transactional_db: None) -> None:
 
 @pytest.mark.usefixtures("_stocked")
 class TestRefused:
-    def test_the_same_id(self, unchanged: Unchanged) -> None:
+    def test_taken_id_changes_nothing(self, unchanged: Unchanged) -> None:
         """O8: the same ID twice says so."""
         factories.order("ORD-001")
         factories.order("mine", workflow_id="order-workflow-other")
         with unchanged():
             assert run("startorder", "small") == (
                 1,
-                "There is an order ORD-001 already. Choose another ID. Use --id.",
+                "There is an order ORD-001 already. Choose another with --id.",
             )
             assert run("startorder", "small", "--id", "mine") == (
                 1,
-                "There is an order mine already. Choose another ID. Use --id.",
+                "There is an order mine already. Choose another with --id.",
             )
             assert run("startorder", "small", "--id", "other") == (
                 1,
                 "The workflow id order-workflow-other is in use. Choose another, or leave it out.",
             )
 
-    def test_no_such_products(self, unchanged: Unchanged) -> None:
+    def test_unknown_products_change_nothing(self, unchanged: Unchanged) -> None:
         """O8: a stock without the examples."""
         StockItem.objects.filter(product_id__startswith="PROD").delete()
         with unchanged():
@@ -443,7 +448,7 @@ class TestRefused:
         ],
         ids=["cut off", "deep", "list", "fields", "lines", "no quantity"],
     )
-    def test_unusable_file(
+    def test_unusable_file_names_the_fault_and_changes_nothing(
         self, content: str, said: str, tmp_path: Path, unchanged: Unchanged
     ) -> None:
         """O8: the field at fault is named."""
@@ -454,13 +459,13 @@ class TestRefused:
         assert code == 1
         assert refusal.startswith(said.replace("{file}", str(file)))
 
-    def test_missing_file(self, tmp_path: Path) -> None:
+    def test_missing_file_is_named(self, tmp_path: Path) -> None:
         """O8."""
         said = f"{tmp_path}/none cannot be read: No such file or directory."
         assert run("startorder", "--file", f"{tmp_path}/none") == (1, said)
 
     @pytest.mark.parametrize("arguments", [[], ["small", "--file", "x"], ["medium"]])
-    def test_what_to_start(self, arguments: list[str]) -> None:
+    def test_one_example_or_one_file_is_needed(self, arguments: list[str]) -> None:
         """O8: one example, or a file."""
         code, said = run("startorder", *arguments)
         assert code == 1
@@ -470,7 +475,7 @@ class TestRefused:
     def test_failure_is_injected_beside_a_local_installation_only(
         self, tmp_path: Path, unchanged: Unchanged, settings: Any
     ) -> None:
-        """O6: `fail_at` is refused but where FAULT_INJECTION is set, as `up` does in the open mode."""
+        """O6: `fail_at` needs FAULT_INJECTION, which `up` records in the open mode."""
         file = tmp_path / "order.json"
         order = {"product_id": "SKU-001", "quantity": 1, "customer_id": "c", "payment_method": "p"}
         file.write_text(json.dumps({**order, "fail_at": "payment"}))
@@ -488,8 +493,10 @@ class TestRefused:
     @pytest.mark.parametrize(
         "command", [("startorder", "small"), ("decideorder", "ORD-002", "approve")]
     )
-    def test_who_acts(self, command: tuple[str, ...], unchanged: Unchanged) -> None:
-        """X3: whoever is named acts with their own rights, and no more."""
+    def test_named_user_acts_with_own_rights(
+        self, command: tuple[str, ...], unchanged: Unchanged
+    ) -> None:
+        """X3: the named user acts with their own rights, and no more."""
         factories.order("ORD-002", State.PENDING)
         factories.user(groups.APPROVER, groups.EMPLOYEE, username="gone", is_active=False)
         factories.user(groups.AUDITOR, username="auditor")
@@ -505,7 +512,7 @@ class TestRefused:
         assert said.startswith(("auditor may not submit orders", "auditor has no permission"))
 
     @pytest.mark.usefixtures("impatient")
-    def test_nobody_decides_their_own(self, unchanged: Unchanged) -> None:
+    def test_deciding_an_own_order_is_refused(self, unchanged: Unchanged) -> None:
         """X3: superusers neither, on the command line neither."""
         root = factories.user(username="root", is_superuser=True)
         assert run("startorder", "large", "--as", root.username, "--id", "own")[0] == 0
@@ -517,8 +524,8 @@ class TestRefused:
         [entry] = AuditEntry.objects.filter(event="refused")
         assert (entry.actor, entry.route) == ("root", Route.COMMAND)
 
-    def test_order_that_cannot_be_decided(self, unchanged: Unchanged) -> None:
-        """O3, O8: the sentence says what to do, or how it stands."""
+    def test_order_that_cannot_be_decided_prints_why(self, unchanged: Unchanged) -> None:
+        """O3, O8: the sentence says what to do, or the state of the order."""
         factories.order("small")
         factories.order("ORD 2", State.PENDING)
         approved = factories.order("approved", large=True)
@@ -548,7 +555,7 @@ class TestRefused:
                 "approved was already approved by local.\n",
             )
 
-    def test_an_order_id_goes_before_a_workflow_id(self) -> None:
+    def test_order_id_comes_before_workflow_id(self) -> None:
         """O8: one order's id may be another's workflow id."""
         factories.order("other", State.PENDING, workflow_id="same")
         factories.order("same", State.PENDING)
@@ -558,7 +565,7 @@ class TestRefused:
 
 
 @pytest.mark.parametrize("command", [("startorder", "small"), ("decideorder", "x", "approve")])
-def test_no_database(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_missing_database_is_one_sentence(command: tuple[str, ...], tmp_path: Path) -> None:
     """O8: one sentence with the remedy, never a traceback."""
     environment = {
         "PATH": os.environ["PATH"],

@@ -1,4 +1,4 @@
-"""What the database itself refuses of orders and their integrations, whoever writes."""
+"""The rows of orders and of their integrations that the database refuses."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -87,7 +87,7 @@ def copied(row: Any, **changes: Any) -> Callable[[], Any]:
     ],
     ids=str,
 )
-def test_impossible_order(
+def test_database_refuses_impossible_orders(
     before: State, large: bool, change: dict[str, Any], constraint: str
 ) -> None:
     """O1, O4, O5: the state is tied to the decision, to how the order ends and to when it ended;
@@ -97,7 +97,7 @@ def test_impossible_order(
 
 
 @pytest.mark.parametrize("shared", ["order_id", "workflow_id", "decision_id"])
-def test_shared_between_orders(shared: str) -> None:
+def test_database_refuses_ids_shared_between_orders(shared: str) -> None:
     """O7, X1: two orders share neither an id, nor a workflow, nor a decision."""
     first = factories.order("a", large=True)
     factories.order("b", large=True)
@@ -114,13 +114,13 @@ def test_shared_between_orders(shared: str) -> None:
     ],
     ids=str,
 )
-def test_impossible_line(change: dict[str, Any], constraint: str) -> None:
+def test_database_refuses_impossible_lines(change: dict[str, Any], constraint: str) -> None:
     """O1: a line is of one piece at least, at no negative price; a product has one line."""
     order = factories.order()
     refused(constraint, lambda: order.lines.filter(product_id="SKU-003").update(**change))
 
 
-def test_second_record_of_a_step() -> None:
+def test_database_refuses_a_second_record_of_a_step() -> None:
     """O5: what came of a step of an attempt is recorded once."""
     factories.order(state=State.COMPLETED)
     step = OrderStep.objects.first()
@@ -136,7 +136,7 @@ def test_second_record_of_a_step() -> None:
         (WarehouseRecord, "state", "warehouse_record_state_known"),
     ],
 )
-def test_unknown_state(model: Any, field: str, constraint: str) -> None:
+def test_database_refuses_unknown_states(model: Any, field: str, constraint: str) -> None:
     """O5: a step came to one of three ends; what an integration holds is in a state of its own."""
     factories.order(state=State.COMPLETED)
     for value in ("", "done", "COMPLETED"):
@@ -146,7 +146,7 @@ def test_unknown_state(model: Any, field: str, constraint: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["available", "reserved", "unit_price"])
-def test_negative_stock(name: str) -> None:
+def test_database_refuses_negative_stock(name: str) -> None:
     """O5: no product has less than nothing."""
     factories.stock()
     # Of the field itself or of the table: SQLite and PostgreSQL check a positive integer too.
@@ -154,7 +154,7 @@ def test_negative_stock(name: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["key", "reservation_id"])
-def test_shared_reservation(field: str) -> None:
+def test_database_refuses_a_shared_reservation(field: str) -> None:
     """O5: one reservation for a key, with an id of its own."""
     factories.order(state=State.COMPLETED)
     first = Reservation.objects.get()
@@ -162,7 +162,7 @@ def test_shared_reservation(field: str) -> None:
     refused(UNIQUE, copied(first, **others))
 
 
-def test_impossible_reserved_item() -> None:
+def test_database_refuses_impossible_reserved_items() -> None:
     """O5: a reservation has a product once, and at least a piece of it."""
     factories.order(state=State.COMPLETED)
     refused("reserved_positive", lambda: ReservedItem.objects.update(quantity=0))
@@ -180,14 +180,14 @@ def test_impossible_reserved_item() -> None:
     ],
     ids=str,
 )
-def test_impossible_charge(change: dict[str, Any], constraint: str) -> None:
+def test_database_refuses_impossible_charges(change: dict[str, Any], constraint: str) -> None:
     """X2: a charge takes money, or was refunded."""
     factories.order(state=State.COMPLETED)
     refused(constraint, lambda: Charge.objects.update(**change))
 
 
 @pytest.mark.parametrize("field", ["key", "charge_id"])
-def test_second_charge(field: str) -> None:
+def test_database_refuses_a_second_charge(field: str) -> None:
     """X2: one charge for a key, with an id of its own."""
     factories.order(state=State.COMPLETED)
     first = Charge.objects.get()
@@ -195,7 +195,7 @@ def test_second_charge(field: str) -> None:
     refused(UNIQUE, copied(first, **others))
 
 
-def test_second_delivery() -> None:
+def test_database_refuses_a_second_delivery() -> None:
     """O2, O5: one record for a key, and one shipment of it, with a tracking number of its own."""
     factories.order(state=State.COMPLETED)
     record = WarehouseRecord.objects.get()

@@ -81,7 +81,7 @@ UNTOUCHED = {"SKU-001": (25, 0), "SKU-003": (50, 0)}
 # A whole order
 
 
-def test_completed_order() -> None:
+def test_each_step_is_recorded_until_the_order_is_completed() -> None:
     """O1, O2, X5: each step is carried out by its integration, under the key of the attempt, and
     answers with its number and a sentence; the timeline and the trail hold what was done."""
     order = factories.order(customer=WITH_ADDRESS)
@@ -133,7 +133,7 @@ def test_completed_order() -> None:
     assert list(Message.objects.values_list("key", flat=True)) == ["order-start:ord-1"]
 
 
-def test_no_address_no_confirmation(unchanged: Unchanged) -> None:
+def test_order_without_an_address_gets_no_confirmation(unchanged: Unchanged) -> None:
     """O2: a customer without an e-mail address is not written to."""
     order = factories.order(state=State.COMPLETED)
     answer = factories.carry(order, CONFIRM)
@@ -142,7 +142,7 @@ def test_no_address_no_confirmation(unchanged: Unchanged) -> None:
         assert factories.carry(order, CONFIRM) == answer
 
 
-def test_failed_order() -> None:
+def test_failed_order_leaves_stock_and_money_as_before() -> None:
     """O5, X5: whatever was done is undone: stock and money net to zero; the order has failed, for
     the reason of the step that failed."""
     order = factories.order()
@@ -186,7 +186,7 @@ DETAILS: dict[str, dict[str, Any]] = {contracts.BEGIN_COMPENSATION: FAILURE}
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("step", [*factories.STEPS, CONFIRM])
-def test_steps_by_state(unchanged: Unchanged, step: str, state: State) -> None:
+def test_step_is_allowed_in_its_state_only(unchanged: Unchanged, step: str, state: State) -> None:
     """O3, O5: nothing is carried out before the approval, while it is undone, or after the end;
     what was done while the order ran is answered from the record, and done no second time."""
     order = factories.order(state=state, customer=WITH_ADDRESS)
@@ -207,8 +207,9 @@ def test_steps_by_state(unchanged: Unchanged, step: str, state: State) -> None:
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("undo", factories.UNDOES)
-def test_undoes_by_state(unchanged: Unchanged, undo: str, state: State) -> None:
-    """O5: only what is being undone, or was, is undone; again changes nothing."""
+def test_undo_is_allowed_in_its_states_only(unchanged: Unchanged, undo: str, state: State) -> None:
+    """O5: only steps of an order that is being undone, or was undone, are undone; a repeat changes
+    nothing."""
     order = factories.order(state=state)
     if state in (State.COMPENSATING, *UNDONE):
         answer = factories.carry(order, undo)
@@ -221,11 +222,11 @@ def test_undoes_by_state(unchanged: Unchanged, undo: str, state: State) -> None:
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("step", NEXT)
-def test_decisions_by_state(
+def test_question_of_the_workflow_changes_only_its_state(
     unchanged: Unchanged, history: History, step: str, state: State
 ) -> None:
-    """O3, O5: each fork is taken once, from the one state that it starts from; asked again, or in
-    any other state, it changes nothing and answers how the order stands."""
+    """O3, O5: each question changes an order once, in the one state that it starts from. A repeat,
+    or a question in another state, changes nothing and gets the order's state."""
     history.receive()
     order = factories.order(state=state)
     if state == State.RUNNING:
@@ -243,7 +244,7 @@ def test_decisions_by_state(
 
 
 @pytest.mark.parametrize("state", [State.RUNNING, State.COMPLETED])
-def test_repeat_asks_nobody(state: State) -> None:
+def test_repeated_step_calls_no_integration(state: State) -> None:
     """O5: a step that was done is answered from the record, whatever its integration would say
     now."""
     order = factories.order()
@@ -255,7 +256,7 @@ def test_repeat_asks_nobody(state: State) -> None:
     assert factories.carry(order, contracts.CHECK_INVENTORY) == first
 
 
-def test_unknown_step(unchanged: Unchanged) -> None:
+def test_unknown_step_changes_nothing(unchanged: Unchanged) -> None:
     order = factories.order()
     with unchanged(), pytest.raises(fulfilment.UnknownStep):
         factories.carry(order, "no_such_step")
@@ -273,7 +274,9 @@ def retried() -> Order:
 
 
 @pytest.mark.parametrize("attempt", [1, 3])
-def test_steps_of_another_attempt(unchanged: Unchanged, retried: Order, attempt: int) -> None:
+def test_steps_of_another_attempt_change_nothing(
+    unchanged: Unchanged, retried: Order, attempt: int
+) -> None:
     """O5: a run that is not the order's own carries out nothing, and is told to end."""
     with unchanged():
         for step in (*factories.STEPS, CONFIRM):
@@ -287,7 +290,9 @@ def test_steps_of_another_attempt(unchanged: Unchanged, retried: Order, attempt:
 
 @pytest.mark.parametrize("waits", [False, True], ids=["runs", "waits"])
 @pytest.mark.parametrize("step", NEXT)
-def test_decision_for_an_attempt_that_is_over(unchanged: Unchanged, step: str, waits: bool) -> None:
+def test_question_of_an_ended_attempt_gets_failed(
+    unchanged: Unchanged, step: str, waits: bool
+) -> None:
     """O3, O5: a request that read the order before its retry decides nothing of the next attempt,
     and is told that its own has failed."""
     order = factories.order(state=State.PENDING if waits else State.FAILED)
@@ -302,8 +307,8 @@ def test_decision_for_an_attempt_that_is_over(unchanged: Unchanged, step: str, w
     assert answer == standing(State.FAILED, reason="ord-1 is in attempt 2, not 1.")
 
 
-def test_undo_of_an_earlier_attempt(unchanged: Unchanged, retried: Order) -> None:
-    """O5: undoing an earlier attempt once more touches nothing of the one that runs."""
+def test_earlier_attempt_is_undone_under_its_own_key(unchanged: Unchanged, retried: Order) -> None:
+    """O5: undoing an earlier attempt again does not touch the running attempt."""
     factories.carry(retried, *factories.STEPS, attempt=2)
     with unchanged():
         factories.carry(retried, *factories.UNDOES)
@@ -311,15 +316,15 @@ def test_undo_of_an_earlier_attempt(unchanged: Unchanged, retried: Order) -> Non
 
 
 @pytest.mark.parametrize("undo", factories.UNDOES)
-def test_undo_of_a_later_attempt(unchanged: Unchanged, retried: Order, undo: str) -> None:
-    """O5: what has not begun is not undone; it could never begin then."""
+def test_later_attempt_is_not_undone(unchanged: Unchanged, retried: Order, undo: str) -> None:
+    """O5: an undo is permanent, so an attempt that has not begun is not undone."""
     with unchanged():
         for attempt in (3, 10**30):
             with pytest.raises(fulfilment.NotNow):
                 factories.carry(retried, undo, attempt=attempt)
 
 
-def test_second_attempt_is_carried_out_anew(retried: Order) -> None:
+def test_second_attempt_carries_out_every_step_again(retried: Order) -> None:
     """O5: its keys are its own: nothing is answered from the attempt that failed."""
     factories.carry(retried, *factories.STEPS, contracts.COMPLETE_ORDER, attempt=2)
     states = {one.key: one.state for one in Charge.objects.all()}
@@ -333,8 +338,9 @@ def test_second_attempt_is_carried_out_anew(retried: Order) -> None:
 # What other systems say
 
 
-def test_refused_step(unchanged: Unchanged) -> None:
-    """O5: where another system says no, nothing is recorded as done, and the text is its own."""
+def test_declined_step_is_not_recorded(unchanged: Unchanged) -> None:
+    """O5: where another system declines, nothing is recorded as done, and the answer has its
+    words."""
     order = factories.order()
     Order.objects.update(steps_begun=2)
     StockItem.objects.filter(product_id="SKU-003").update(available=1)
@@ -352,9 +358,8 @@ class Lost(database.Payments):
         raise ConnectionResetError
 
 
-def test_lost_reply_of_an_integration(settings: Any) -> None:
-    """O5, X2: a call whose outcome is not known leaves no record; made again, it pays no second
-    time."""
+def test_step_after_a_lost_reply_has_one_effect(settings: Any) -> None:
+    """O5, X2: a call with an unknown outcome leaves no record; its repeat does not pay twice."""
     order = factories.order()
     own, settings.ORDERS_PAYMENTS = settings.ORDERS_PAYMENTS, f"{__name__}.Lost"
     with pytest.raises(fulfilment.OutcomeUnknown):
@@ -375,8 +380,8 @@ class Overtaken(database.Payments):
         return super().charge(key, **how)
 
 
-def test_step_that_its_undo_overtook(settings: Any) -> None:
-    """O5: a step that was on its way when it was undone is refused, and never done."""
+def test_step_after_its_undo_is_declined(settings: Any) -> None:
+    """O5: a step that arrives after its undo is declined and has no effect."""
     order = factories.order()
     factories.carry(order, contracts.RESERVE_INVENTORY)
     settings.ORDERS_PAYMENTS = f"{__name__}.Overtaken"
@@ -386,7 +391,7 @@ def test_step_that_its_undo_overtook(settings: Any) -> None:
     assert (integrations.payments().snapshot(), stock()) == ([], UNTOUCHED)
 
 
-def test_crash_after_completion() -> None:
+def test_repeat_after_a_crash_fulfils_the_reservation() -> None:
     """O5: a site that stopped between the completion and the fulfilment of the stock finishes it
     when it is asked again."""
     order = factories.order()
@@ -410,7 +415,7 @@ def waiting(history: History) -> Order:
     return order
 
 
-def test_the_window_begins_once(waiting: Order, unchanged: Unchanged) -> None:
+def test_window_begins_once(waiting: Order, unchanged: Unchanged) -> None:
     """O1, O4: the site computes when an order expires; a repeat, or what a caller wishes, moves it
     neither forward nor back."""
     with unchanged():
@@ -425,7 +430,9 @@ def test_the_window_begins_once(waiting: Order, unchanged: Unchanged) -> None:
     ("before_end", "left"),
     [(300, 300), (0.001, 1), (1, 1), (1.001, 2), (0, 1), (-1, 1), (-3600, 1)],
 )
-def test_seconds_left(waiting: Order, before_end: float, left: int) -> None:
+def test_seconds_left_are_whole_and_at_least_one(
+    waiting: Order, before_end: float, left: int
+) -> None:
     """O4: whole seconds by the site's clock, rounded up, so that the next question does not come
     too early; never less than one, so that no workflow asks in a tight loop."""
     now = END - timedelta(seconds=before_end)
@@ -460,7 +467,7 @@ def test_nothing_expires_before_its_window_began(history: History, unchanged: Un
     ],
 )
 @pytest.mark.parametrize("now", [LATER, END, END + timedelta(days=1)])
-def test_decided_by_signal(
+def test_first_signal_decides(
     waiting: Order,
     history: History,
     name: str,
@@ -497,17 +504,17 @@ def test_decided_by_signal(
         ("anna", "signal (anna)"),
     ],
 )
-def test_who_signalled_is_a_claim(
+def test_sender_of_a_signal_is_recorded_as_claimed(
     waiting: Order, history: History, sender: str, actor: str
 ) -> None:
-    """X5: whatever a client of Temporal calls itself is recorded as a claim, in one short line."""
+    """X5: the name that a client of Temporal gives is recorded as a claim, in one short line."""
     history.receive(sender=sender)
     factories.carry(waiting, SETTLE)
     assert [row[:3] for row in trail()[1:]] == [("approved", actor, "signal")]
 
 
 @pytest.mark.parametrize("late", [timedelta(), timedelta(hours=1)])
-def test_expired(waiting: Order, late: timedelta) -> None:
+def test_order_expires_at_the_end_of_its_window(waiting: Order, late: timedelta) -> None:
     """O4, X5: when the window is over, and nobody signalled, the order is cancelled."""
     answer = factories.carry(waiting, SETTLE, now=END + late)
     stands = standing(State.CANCELLED, "EXPIRED", "approval timed out", reason="approval timed out")
@@ -547,7 +554,7 @@ def test_signals_to_another_run_decide_nothing(
         ),
     ],
 )
-def test_refused_signals(
+def test_refused_signals_are_audited_and_decide_nothing(
     waiting: Order,
     history: History,
     settings: Any,
@@ -586,10 +593,8 @@ def test_signals_decide_up_to_the_limit(waiting: Order, history: History, settin
     assert factories.carry(waiting, SETTLE)["verdict"] == "APPROVED"
 
 
-def test_a_signal_that_was_refused_stays_so(
-    waiting: Order, history: History, settings: Any
-) -> None:
-    """O3: a setting that changes later judges later signals, and those of another run."""
+def test_refused_signal_stays_refused(waiting: Order, history: History, settings: Any) -> None:
+    """O3: a changed setting applies to later signals, and to those of another run."""
     settings.ORDERS_SIGNAL_DECISIONS = False
     history.receive()
     factories.carry(waiting, SETTLE)
@@ -599,11 +604,11 @@ def test_a_signal_that_was_refused_stays_so(
     assert factories.carry(waiting, SETTLE)["verdict"] == "APPROVED"
 
 
-def test_a_delivery_is_no_refused_signal(
+def test_delivered_decision_is_not_judged_as_a_signal(
     waiting: Order, history: History, settings: Any, unchanged: Unchanged
 ) -> None:
-    """O3: the signal by which the outbox delivers a person's decision is judged by no rule, also
-    where the request that finds it read the order before the decision."""
+    """O3: the outbox delivers a person's decision by a signal. No request judges that signal, not
+    even one that read the order before the decision."""
     settings.ORDERS_SIGNAL_DECISIONS = False
     stale = Order.objects.get()
     services.decide_order(waiting, verdict=Verdict.APPROVED, **WHO)
@@ -614,11 +619,11 @@ def test_a_delivery_is_no_refused_signal(
 
 
 @pytest.mark.parametrize("answers", [False, True], ids=["no answer", "half an answer"])
-def test_temporal_does_not_answer(
+def test_order_waits_for_temporal_within_its_patience(
     waiting: Order, history: History, unchanged: Unchanged, answers: bool
 ) -> None:
-    """O3, O4: the workflow asks again, also when the window is over: somebody may have signalled in
-    time. An order that Temporal never tells about expires half a minute later."""
+    """O3, O4: the workflow asks again, also after the window, because somebody may have signalled
+    in time. If Temporal never answers, the order expires 30 s later."""
     history.answers, history.complete = answers, False
     with unchanged():
         for now in (LATER, END, END + timedelta(seconds=29)):
@@ -628,7 +633,9 @@ def test_temporal_does_not_answer(
 
 
 @pytest.mark.parametrize("now", [LATER, END + timedelta(hours=1)])
-def test_half_an_answer_with_a_signal(waiting: Order, history: History, now: datetime) -> None:
+def test_signal_in_an_incomplete_answer_decides(
+    waiting: Order, history: History, now: datetime
+) -> None:
     """O3: a signal that was read decides, though there may be more; the order does not expire."""
     history.complete = False
     history.receive()
@@ -636,11 +643,10 @@ def test_half_an_answer_with_a_signal(waiting: Order, history: History, now: dat
 
 
 @pytest.mark.parametrize("stands", [Verdict.APPROVED, Verdict.REJECTED])
-def test_late_signal(
+def test_late_signal_decides_nothing(
     unchanged: Unchanged, waiting: Order, history: History, stands: Verdict
 ) -> None:
-    """O3: the first decision stands; whatever comes later, the workflow is told that one, and
-    Temporal is not asked."""
+    """O3: the first decision holds; the workflow gets that decision, and Temporal is not asked."""
     services.decide_order(waiting, verdict=stands, reason="first", **WHO)
     for name in ("approve_order", "reject_order"):
         history.receive(name, "late")
@@ -653,7 +659,7 @@ def test_late_signal(
     assert history.reads == 0
 
 
-def test_signal_after_a_cancellation(
+def test_signal_after_a_cancellation_decides_nothing(
     unchanged: Unchanged, waiting: Order, history: History
 ) -> None:
     """O3: an order that was cancelled while it waited is not decided any more."""
@@ -664,8 +670,8 @@ def test_signal_after_a_cancellation(
     assert answer == standing(State.CANCELLED, reason="cancelled by local: changed my mind")
 
 
-def test_a_caller_cancels_in_nobodys_name(waiting: Order) -> None:
-    """O5, X5: that a run was cancelled in Temporal is the workflow's word, whatever it says of a
+def test_caller_cancels_without_naming_a_person(waiting: Order) -> None:
+    """O5, X5: the workflow reports a cancellation in Temporal, and cannot attribute it to a
     person."""
     lie = {"reason": "cancelled by anna: changed my mind", "cancelled": True}
     answer = factories.carry(waiting, contracts.BEGIN_COMPENSATION, **lie)
@@ -678,9 +684,9 @@ def test_a_caller_cancels_in_nobodys_name(waiting: Order) -> None:
 
 @pytest.mark.parametrize("before", [State.PENDING, State.RUNNING])
 @pytest.mark.parametrize("cancelled", [False, True])
-def test_begin_and_close(before: State, cancelled: bool) -> None:
-    """O4, O5: cancelled in Temporal, or failed; one that waits has nothing to undo and ends at
-    once. One audit row tells the end."""
+def test_compensation_ends_as_it_began(before: State, cancelled: bool) -> None:
+    """O4, O5: cancelled in Temporal, or failed. A waiting order has nothing to undo and ends at
+    once. One audit entry records the end."""
     order = factories.order(state=before)
     event, why = (
         ("cancelled", "cancelled in Temporal") if cancelled else ("failed", "card declined")
@@ -701,7 +707,7 @@ def test_begin_and_close(before: State, cancelled: bool) -> None:
     assert timeline(order) == failed
 
 
-def test_first_reason_stands(unchanged: Unchanged) -> None:
+def test_first_reason_is_kept(unchanged: Unchanged) -> None:
     """O5: an order fails for the reason that was given first, and a cancelled one stays so."""
     order = factories.order(state=State.COMPENSATING)
     with unchanged():
@@ -727,8 +733,8 @@ def test_not_completed_before_the_last_step(unchanged: Unchanged) -> None:
 
 
 @pytest.mark.parametrize("state", [State.RUNNING, State.COMPLETED])
-def test_close_of_an_order_that_goes_on(unchanged: Unchanged, state: State) -> None:
-    """X1: the decision of an order that was not undone is still to be told to its workflow."""
+def test_closing_a_running_order_changes_nothing(unchanged: Unchanged, state: State) -> None:
+    """X1: the decision on a running order still has to reach its workflow."""
     order = factories.order(state=state, large=True)
     with unchanged():
         assert factories.carry(order, contracts.CLOSE_ORDER)["state"] == state
@@ -785,9 +791,9 @@ def cancel(order: Order) -> Any:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_exactly_one_end() -> None:
-    """O5: of the completion, a failure and a cancellation at the same time exactly one comes
-    about: everybody is told the same, and the order is whole or undone."""
+def test_concurrent_ends_give_one_end() -> None:
+    """O5: of a concurrent completion, failure and cancellation exactly one happens. All callers get
+    the same answer, and the order is whole or undone."""
     for race in range(9):
         order = factories.order(f"ord-{race}")
         factories.carry(order, *factories.STEPS)
@@ -831,7 +837,7 @@ def test_exactly_one_end() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_one_decision(history: History) -> None:
+def test_concurrent_decisions_give_one_decision(history: History) -> None:
     """O3, X1: of an approval, a rejection, a signal and the end of the window at the same time
     one decides. Temporal is asked outside of any transaction."""
     history.receive("reject_order", "r")
@@ -862,7 +868,7 @@ def test_one_decision(history: History) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_refused_at_once(history: History, settings: Any) -> None:
+def test_concurrent_refusals_are_audited_once(history: History, settings: Any) -> None:
     """O3, X5: of several requests that find the same refused signals at the same time one audits
     them."""
     settings.ORDERS_SIGNAL_DECISIONS = False
@@ -875,7 +881,7 @@ def test_refused_at_once(history: History, settings: Any) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_step_beside_its_undo() -> None:
+def test_step_beside_its_undo_leaves_nothing() -> None:
     """O5: a step that is still on its way while the order is cancelled and undone leaves nothing
     behind, whichever comes first."""
 
@@ -901,7 +907,7 @@ def test_step_beside_its_undo() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_repeats_at_once() -> None:
+def test_concurrent_repeats_have_one_effect() -> None:
     """O5: a step that is asked for several times at the same time is done, and noted, once."""
     order = factories.order()
     for step in factories.STEPS:

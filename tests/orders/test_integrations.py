@@ -1,4 +1,4 @@
-"""The built-in integrations: each does a thing once for a key, and undoes it for ever."""
+"""The built-in integrations do their work once for a key, and an undo is permanent."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -54,7 +54,7 @@ def answer(call: Callable[[], Any]) -> Any:
 # Inventory
 
 
-def test_products() -> None:
+def test_known_products_are_returned() -> None:
     """O1: what a product is called and costs; none for what there is not."""
     lamp = Product(LAMPS, "Desk lamp", Decimal("24.50"), "USD")
     assert integrations.inventory().products([LAMPS, "nope", LAMPS]) == {LAMPS: lamp}
@@ -71,7 +71,9 @@ def test_products() -> None:
     ],
     ids=str,
 )
-def test_check_and_reserve(unchanged: Unchanged, items: list[Item], refusal: str | None) -> None:
+def test_missing_pieces_are_declined(
+    unchanged: Unchanged, items: list[Item], refusal: str | None
+) -> None:
     """O2, O9: all pieces or none; what is short is named with its numbers, by the check, which
     reserves nothing, and by the reservation."""
     inventory = integrations.inventory()
@@ -87,7 +89,7 @@ def test_check_and_reserve(unchanged: Unchanged, items: list[Item], refusal: str
             inventory.check([Item(LAMPS, 1)])
 
 
-def test_reserved_once(unchanged: Unchanged) -> None:
+def test_repeated_reservation_takes_pieces_once(unchanged: Unchanged) -> None:
     """O5: a repeat of a key returns the same and takes nothing, though it asks for other pieces;
     another key takes its own."""
     first = reserve("k", Item(LAMPS, 2), Item(CHAIRS, 1))
@@ -98,7 +100,7 @@ def test_reserved_once(unchanged: Unchanged) -> None:
     assert (stock(LAMPS), stock(CHAIRS), stock(NOTEBOOKS)) == ((20, 5), (9, 1), (50, 0))
 
 
-def test_refused_and_asked_again() -> None:
+def test_declined_reservation_succeeds_when_pieces_are_back() -> None:
     """O5: a refusal leaves no trace of its key; once there are pieces, it reserves them."""
     with pytest.raises(Declined):
         reserve("k", Item(LAMPS, 1), Item(CHAIRS, 11))
@@ -107,7 +109,7 @@ def test_refused_and_asked_again() -> None:
     assert (stock(LAMPS), stock(CHAIRS)) == ((24, 1), (0, 11))
 
 
-def test_released(unchanged: Unchanged) -> None:
+def test_release_returns_the_pieces_once(unchanged: Unchanged) -> None:
     """O5: a release gives all pieces back, once, and is final."""
     reserve("k", Item(LAMPS, 2), Item(CHAIRS, 1))
     reserve("other", Item(LAMPS, 5))
@@ -120,7 +122,7 @@ def test_released(unchanged: Unchanged) -> None:
             reserve("k", Item(LAMPS, 2))
 
 
-def test_released_before_it_was_reserved(unchanged: Unchanged) -> None:
+def test_reservation_after_its_release_is_declined(unchanged: Unchanged) -> None:
     """O5: the undo succeeds where its step never happened, and the step that arrives late is
     refused."""
     before = stock(LAMPS)
@@ -132,7 +134,7 @@ def test_released_before_it_was_reserved(unchanged: Unchanged) -> None:
         integrations.inventory().release("k")
 
 
-def test_fulfilled(unchanged: Unchanged) -> None:
+def test_fulfilled_pieces_leave_the_stock(unchanged: Unchanged) -> None:
     """O5: pieces that left are neither reserved nor available, and never come back; a repeat of
     any call changes nothing."""
     first = reserve("k", Item(LAMPS, 2), Item(CHAIRS, 1))
@@ -164,7 +166,7 @@ def test_snapshot_of_the_stock() -> None:
 # Payments
 
 
-def test_charged_once(unchanged: Unchanged) -> None:
+def test_repeated_charge_takes_money_once(unchanged: Unchanged) -> None:
     """O5: a key is charged once, whatever a repeat asks for; another key is another charge."""
     first = charge("k")
     assert first.startswith("TXN-")
@@ -181,7 +183,7 @@ def test_charged_once(unchanged: Unchanged) -> None:
     }
 
 
-def test_refunded(unchanged: Unchanged) -> None:
+def test_refund_changes_the_charge_once(unchanged: Unchanged) -> None:
     """O5: the money goes back in full, once, and the key is never charged again."""
     payments, charge_id = integrations.payments(), charge("k")
     charge("other")
@@ -199,8 +201,8 @@ def test_refunded(unchanged: Unchanged) -> None:
             charge("k")
 
 
-def test_refunded_before_it_was_charged(unchanged: Unchanged) -> None:
-    """O5: nothing was taken and nothing will be; there is no charge to be seen."""
+def test_charge_after_its_refund_is_declined(unchanged: Unchanged) -> None:
+    """O5: no money was taken and none will be; no charge is shown."""
     payments = integrations.payments()
     payments.refund("k")
     with unchanged():
@@ -215,7 +217,7 @@ def test_refunded_before_it_was_charged(unchanged: Unchanged) -> None:
 # Warehouse
 
 
-def test_sent_once(unchanged: Unchanged) -> None:
+def test_repeated_delivery_is_sent_once(unchanged: Unchanged) -> None:
     """O2, O5: a key is sent once, with one tracking number, three days from now."""
     first = update("k")
     assert first.tracking_number.startswith("TRACK-")
@@ -233,8 +235,8 @@ def test_sent_once(unchanged: Unchanged) -> None:
     }
 
 
-def test_reverted(unchanged: Unchanged) -> None:
-    """O5: what was called off is not sent, for ever; it stays visible, product by product."""
+def test_reverted_delivery_is_not_sent(unchanged: Unchanged) -> None:
+    """O5: a reverted delivery is never sent; it stays visible, product by product."""
     warehouse = integrations.warehouse()
     sent = update("k", items=[Item(LAMPS, 2), Item(CHAIRS, 1)])
     warehouse.revert("k")
@@ -247,8 +249,8 @@ def test_reverted(unchanged: Unchanged) -> None:
     assert {row["tracking_number"] for row in warehouse.snapshot()} == {sent.tracking_number}
 
 
-def test_reverted_before_it_was_sent(unchanged: Unchanged) -> None:
-    """O5: nothing was sent and nothing will be; there is no record to be seen."""
+def test_delivery_after_its_revert_is_declined(unchanged: Unchanged) -> None:
+    """O5: nothing was sent and nothing will be; no record is shown."""
     warehouse = integrations.warehouse()
     warehouse.revert("k")
     with unchanged():
@@ -261,7 +263,7 @@ def test_reverted_before_it_was_sent(unchanged: Unchanged) -> None:
 # Mail
 
 
-def test_mailed_once() -> None:
+def test_repeated_mail_is_stored_once() -> None:
     """O2: a key is written to once."""
     for subject in ("Your order", "Again"):
         integrations.mailer().send("k", recipient="a@example.org", subject=subject, body="b")
@@ -274,7 +276,7 @@ RACES = 5
 
 
 @pytest.mark.django_db(transaction=True)
-def test_racing_repeats() -> None:
+def test_concurrent_repeats_have_one_effect() -> None:
     """O5: a key that is asked for at the same time, several times, is served once."""
     for race in range(RACES):
         key = f"k{race}"
@@ -287,7 +289,7 @@ def test_racing_repeats() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_racing_repeats_of_what_is_refused(unchanged: Unchanged) -> None:
+def test_concurrent_repeats_of_a_declined_reservation_take_nothing(unchanged: Unchanged) -> None:
     """O5: of a key whose pieces are short, every repeat is refused and none leaves a trace."""
     short = partial(answer, partial(reserve, "k", Item(LAMPS, 1), Item(CHAIRS, 11)))
     with unchanged():
@@ -296,7 +298,7 @@ def test_racing_repeats_of_what_is_refused(unchanged: Unchanged) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("before", [False, True], ids=["at the same time", "after the step"])
-def test_racing_undo(before: bool) -> None:
+def test_concurrent_undos_have_one_effect(before: bool) -> None:
     """O5: a step and its undo at the same time, in whatever order: undone in the end."""
     inventory, payments = integrations.inventory(), integrations.payments()
     warehouse = integrations.warehouse()
@@ -319,7 +321,7 @@ def test_racing_undo(before: bool) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_released_or_fulfilled() -> None:
+def test_reservation_is_released_or_fulfilled_never_both() -> None:
     """O5: of a release and a fulfilment at the same time, one comes about."""
     inventory = integrations.inventory()
     gone = 0
@@ -332,9 +334,9 @@ def test_released_or_fulfilled() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_racing_for_the_same_products() -> None:
-    """O5: orders of the same products, named in any order, wait for each other and not for ever;
-    the pieces suffice for as many as get theirs whole, beside others' releases."""
+def test_concurrent_orders_of_the_same_products_do_not_deadlock() -> None:
+    """O5: concurrent orders of the same products, in any sequence, do not deadlock. The pieces
+    suffice for each order that gets all of its pieces."""
     ten = [Item(CHAIRS, 2), Item(LAMPS, 1), Item(NOTEBOOKS, 3)]
     for race in range(RACES):
         calls: list[Callable[[], Any]] = [
@@ -350,9 +352,9 @@ def test_racing_for_the_same_products() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_reserving_beside_releasing() -> None:
-    """O5: a release and a reservation of the same products, each named in another order, do not
-    wait for each other for ever."""
+def test_reserving_beside_releasing_keeps_every_piece() -> None:
+    """O5: a release and a reservation of the same products, in another sequence, do not
+    deadlock."""
     items = [Item(CHAIRS, 1), Item(LAMPS, 1)]
     reserve("0", *items)
     for turn in range(RACES):

@@ -27,7 +27,7 @@ STEPS: dict[str, list[Call]] = {
 }
 
 
-async def test_a_small_order_is_carried_out(shop: Shop) -> None:
+async def test_small_order_is_completed(shop: Shop) -> None:
     """O2, O3, O7: check, reserve, pay, send, confirm; the result and the queries tell of it, the
     pieces leave the stock."""
     async with shop.worked():
@@ -67,7 +67,7 @@ async def test_a_small_order_is_carried_out(shop: Shop) -> None:
     assert mail.recipient == "alice@example.com"
 
 
-async def test_a_failure_after_each_step(shop: Shop) -> None:
+async def test_failure_after_each_step_undoes_all_of_them(shop: Shop) -> None:
     """O5, O6: `fail_at` fails an order after that step's effect: what was begun is undone in
     reverse, nothing else; the run fails with the reason of that step. A retry completes it."""
     async with shop.worked():
@@ -89,7 +89,7 @@ async def test_a_failure_after_each_step(shop: Shop) -> None:
         await shop.at_rest()
 
 
-async def test_a_retry_that_fails_earlier(shop: Shop) -> None:
+async def test_retry_that_fails_earlier_undoes_its_own_steps(shop: Shop) -> None:
     """O5: what an attempt began is undone, not what the one before began."""
     async with shop.worked():
         workflow_id = await shop.order(fail_at="warehouse")
@@ -105,7 +105,7 @@ async def test_a_retry_that_fails_earlier(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("point", contracts.FAIL_AT)
-async def test_a_worker_that_fails(point: str, shop: Shop) -> None:
+async def test_failing_worker_undoes_the_order(point: str, shop: Shop) -> None:
     """O6: FAIL_AT fails every order of the worker; another worker's none."""
     async with shop.worked(fail_at=point):
         workflow_id = await shop.order()
@@ -121,7 +121,7 @@ async def test_a_worker_that_fails(point: str, shop: Shop) -> None:
         await shop.at_rest()
 
 
-async def test_each_undo_fails_twice(shop: Shop) -> None:
+async def test_undo_that_fails_twice_is_done(shop: Shop) -> None:
     """O5: an undo is asked for until it succeeds, whether it took effect before it failed or not;
     only then comes the next one."""
     orders = [await shop.order(fail_at="warehouse") for _ in range(2)]
@@ -137,7 +137,7 @@ async def test_each_undo_fails_twice(shop: Shop) -> None:
         await shop.at_rest()
 
 
-async def test_each_call_gets_no_answer(shop: Shop) -> None:
+async def test_call_without_an_answer_has_one_effect(shop: Shop) -> None:
     """O2, O5, X2: a call that another system did not answer, applied or not, is made again, and
     nothing is done twice."""
     steps: list[Call] = [*STEPS["warehouse"], "fulfil", "send"]
@@ -160,7 +160,7 @@ async def test_each_call_gets_no_answer(shop: Shop) -> None:
     assert await Mail.objects.acount() == 1
 
 
-async def test_what_another_system_refuses(shop: Shop) -> None:
+async def test_declined_step_fails_the_order(shop: Shop) -> None:
     """O5: a refusal fails the order with the other system's words, and the step is not asked for
     again; a confirmation that is refused leaves the order completed."""
     orders = []
@@ -180,7 +180,7 @@ async def test_what_another_system_refuses(shop: Shop) -> None:
         await shop.at_rest()
 
 
-async def test_orders_that_compete_for_pieces(shop: Shop) -> None:
+async def test_competing_orders_sell_no_piece_twice(shop: Shop) -> None:
     """O2, O5: of orders for more than there is, some fail, and no piece is sold twice."""
     orders = [await shop.order("SKU-001", 10) for _ in range(4)]
     async with shop.worked():
@@ -195,7 +195,7 @@ async def test_orders_that_compete_for_pieces(shop: Shop) -> None:
             )
 
 
-async def test_each_reply_of_the_site_is_lost_once(shop: Shop) -> None:
+async def test_lost_reply_of_the_site_changes_nothing(shop: Shop) -> None:
     """O2, O3, O5, X2: every step, undo and decision is asked for twice, as its first answer never
     comes, and is done once."""
     asked: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Orders that need a human: whoever decided first, all agree on it (requirements O3, O4)."""
+"""Orders that need a decision: all parts agree on the first one (requirements O3, O4)."""
 
 import asyncio
 import time
@@ -53,7 +53,7 @@ async def decided(shop: Shop, workflow_id: str) -> tuple[str, str]:
     return status["approval_status"], status["approval_reason"]
 
 
-async def test_threshold(shop: Shop) -> None:
+async def test_only_a_total_above_the_threshold_waits(shop: Shop) -> None:
     """O1: a total of exactly 1000.00 needs nobody; 1000.01 waits."""
     async with shop.worked():
         at, above = await shop.order("SKU-1000"), await shop.order("SKU-1001")
@@ -70,7 +70,7 @@ async def test_threshold(shop: Shop) -> None:
     assert sorted(totals) == ["1000.00", "1000.01"]
 
 
-async def test_one_decision(shop: Shop) -> None:
+async def test_decision_by_each_route_is_carried_out(shop: Shop) -> None:
     """O3, O4: approved or rejected, over HTTP or by a signal, with a reason or without; a second
     decision, the same or the opposite, changes nothing."""
     cases: dict[str, tuple[list[Decide], tuple[str, str]]] = {}
@@ -98,7 +98,7 @@ async def test_one_decision(shop: Shop) -> None:
         await shop.at_rest()
 
 
-async def test_a_signal_without_a_reason(shop: Shop) -> None:
+async def test_signal_without_a_reason_gets_the_default_reason(shop: Shop) -> None:
     """O3: as the sample's clients send it."""
     async with shop.worked():
         approved, rejected = await shop.order(LARGE), await shop.order(LARGE)
@@ -109,9 +109,9 @@ async def test_a_signal_without_a_reason(shop: Shop) -> None:
         await shop.at_rest()
 
 
-async def test_nobody_decides(shop: Shop, settings: Any) -> None:
-    """O4: when the window is over the order is cancelled; the workflow ends normally, and whoever
-    comes later is told so."""
+async def test_order_that_nobody_decides_times_out(shop: Shop, settings: Any) -> None:
+    """O4: at the end of the window the order is cancelled and the workflow ends normally. A later
+    decision is refused with the reason."""
     settings.ORDERS_APPROVAL_SECONDS = 1
     async with shop.worked():
         workflow_id = await shop.order(LARGE)
@@ -133,7 +133,7 @@ async def test_nobody_decides(shop: Shop, settings: Any) -> None:
     ],
     ids=["HTTP", "signals", "approving HTTP, rejecting signal", "rejecting HTTP, approving signal"],
 )
-async def test_two_decide_at_once(one: Decide, other: Decide, shop: Shop) -> None:
+async def test_one_of_two_concurrent_decisions_wins(one: Decide, other: Decide, shop: Shop) -> None:
     """O3: the first decision wins, and nothing contradicts it."""
     async with shop.worked():
         orders = [await shop.order(LARGE) for _ in range(3)]
@@ -148,9 +148,9 @@ async def test_two_decide_at_once(one: Decide, other: Decide, shop: Shop) -> Non
         await shop.at_rest()
 
 
-async def test_a_decision_on_its_way_when_the_window_ends(shop: Shop, settings: Any) -> None:
-    """O3, X6: a decision that the relay has not delivered stands against the end of the window,
-    which the workflow finds; delivered later, it is not missed, though the run has failed."""
+async def test_decision_under_way_at_the_end_of_the_window_holds(shop: Shop, settings: Any) -> None:
+    """O3, X6: a decision that the relay has not delivered holds against the end of the window,
+    which the workflow finds. Delivered later, it is no alarm, though the run has failed."""
     settings.ORDERS_APPROVAL_SECONDS = 4
     async with shop.worked(relay=False):
         async with shop.relayed():
@@ -169,8 +169,10 @@ async def test_a_decision_on_its_way_when_the_window_ends(shop: Shop, settings: 
             await shop.at_rest()
 
 
-async def test_decisions_at_the_very_end_of_the_window(shop: Shop, settings: Any) -> None:
-    """O3, O4: a decision and the end of the window at the same moment: one of them stands."""
+async def test_decision_at_the_end_of_the_window_gives_one_verdict(
+    shop: Shop, settings: Any
+) -> None:
+    """O3, O4: of a decision and the end of the window at the same moment, one holds."""
     settings.ORDERS_APPROVAL_SECONDS = 1
     async with shop.worked():
         orders = [await shop.order(LARGE) for _ in range(6)]
@@ -189,7 +191,7 @@ async def test_decisions_at_the_very_end_of_the_window(shop: Shop, settings: Any
         await shop.at_rest()
 
 
-async def test_decided_before_the_workflow_starts(shop: Shop) -> None:
+async def test_decision_before_the_start_holds(shop: Shop) -> None:
     """O3: the workflow begins with the decision that there is."""
     approved, rejected = await shop.order(LARGE), await shop.order(LARGE)
     assert await shop.post(approved, "approve", "early") == 200
@@ -200,7 +202,7 @@ async def test_decided_before_the_workflow_starts(shop: Shop) -> None:
         await shop.at_rest()
 
 
-async def test_a_retry_keeps_the_decision(shop: Shop) -> None:
+async def test_retry_keeps_the_decision(shop: Shop) -> None:
     """O3, O6: an approved order that fails and is retried is not decided again."""
     async with shop.worked():
         workflow_id = await shop.order(LARGE, fail_at="payment")
@@ -220,7 +222,7 @@ async def test_a_retry_keeps_the_decision(shop: Shop) -> None:
 @pytest.mark.parametrize(
     "reason", ["x" * 100_000, "nul \0 byte", "lone \ud83d surrogate", "ü €\n50% off \U0001f600"]
 )
-async def test_whatever_a_signal_says(reason: str, shop: Shop) -> None:
+async def test_any_text_of_a_signal_is_stored(reason: str, shop: Shop) -> None:
     """O3: a text that the site cannot store keeps no order from its decision."""
     stored = reason.replace("\0", "?").replace("\ud83d", "?")[:2000]
     async with shop.worked():
@@ -242,7 +244,9 @@ async def test_whatever_a_signal_says(reason: str, shop: Shop) -> None:
     ],
     ids=str,
 )
-async def test_a_signal_of_any_shape(arguments: list[Any], reason: str, shop: Shop) -> None:
+async def test_malformed_signal_stops_no_order(
+    arguments: list[Any], reason: str, shop: Shop
+) -> None:
     """O3: whatever arguments a client sends, the order goes on."""
     async with shop.worked():
         workflow_id = await shop.order(LARGE)
@@ -282,7 +286,7 @@ async def settle_by_hand(shop: Shop, workflow_id: str, **said: Any) -> dict[str,
     return answer
 
 
-async def test_a_step_is_no_side_door(shop: Shop) -> None:
+async def test_step_decides_nothing(shop: Shop) -> None:
     """O3, X3: the worker's step decides nothing by what it says, nor by a key that names the
     order's own workflow; a person decides afterwards."""
     async with shop.worked():
@@ -298,7 +302,7 @@ async def test_a_step_is_no_side_door(shop: Shop) -> None:
         await shop.at_rest()
 
 
-async def test_signals_where_they_do_not_decide(shop: Shop, settings: Any) -> None:
+async def test_signals_outside_the_open_mode_decide_nothing(shop: Shop, settings: Any) -> None:
     """O3, X3: outside the open mode a signal leaves the order pending and is audited, once, however
     often the step is repeated; a person's decision, delivered by a signal, is not."""
     settings.ORDERS_SIGNAL_DECISIONS = False
@@ -331,7 +335,7 @@ async def test_signals_where_they_do_not_decide(shop: Shop, settings: Any) -> No
     ]
 
 
-async def test_the_limit_of_signals(shop: Shop) -> None:
+async def test_signals_above_the_limit_decide_nothing(shop: Shop) -> None:
     """O3: a total of exactly 2000.00 is decided by a signal; 2000.02 waits for a person."""
     async with shop.worked():
         at, above = await shop.order("SKU-1000", 2), await shop.order("SKU-1001", 2)
@@ -344,7 +348,7 @@ async def test_the_limit_of_signals(shop: Shop) -> None:
         await shop.at_rest()
 
 
-async def test_a_flood_of_refused_signals(shop: Shop, settings: Any) -> None:
+async def test_order_expires_in_time_under_a_flood_of_signals(shop: Shop, settings: Any) -> None:
     """O3, O4, X11: an order expires at its time, whatever number of signals it is sent; those among
     the first thousand events are audited, once each."""
     settings.ORDERS_SIGNAL_DECISIONS, settings.ORDERS_APPROVAL_SECONDS = False, 6

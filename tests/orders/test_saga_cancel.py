@@ -44,7 +44,7 @@ async def cancelled(shop: Shop, workflow_id: str, reason: str) -> None:
 
 
 @either_way
-async def test_while_it_waits_for_approval(cancel: Cancel, shop: Shop) -> None:
+async def test_waiting_order_is_cancelled(cancel: Cancel, shop: Shop) -> None:
     """O4: nothing was done, nothing is undone; a decision then comes too late."""
     async with shop.worked():
         workflow_id = await shop.order("SKU-1001")
@@ -58,7 +58,7 @@ async def test_while_it_waits_for_approval(cancel: Cancel, shop: Shop) -> None:
 
 
 @either_way
-async def test_before_its_workflow_begins(cancel: Cancel, shop: Shop) -> None:
+async def test_order_without_a_worker_is_cancelled(cancel: Cancel, shop: Shop) -> None:
     """O5: a run that is cancelled before a worker took it ends the order all the same."""
     small, large = await shop.order(), await shop.order("SKU-1001")
     async with shop.relayed():
@@ -72,8 +72,8 @@ async def test_before_its_workflow_begins(cancel: Cancel, shop: Shop) -> None:
     assert FAULTS.calls == []
 
 
-async def test_before_its_workflow_is_started(shop: Shop) -> None:
-    """O3, O5: a workflow finds by itself that its order was cancelled."""
+async def test_order_without_a_workflow_is_cancelled(shop: Shop) -> None:
+    """O3, O5: a workflow that starts later finds that its order was cancelled."""
     orders = [await shop.order(), await shop.order("SKU-1001")]
     for workflow_id in orders:
         await over_http(shop, workflow_id)
@@ -87,7 +87,9 @@ async def test_before_its_workflow_is_started(shop: Shop) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @either_way
-async def test_while_a_step_hangs(cancel: Cancel, when: When, shop: Shop) -> None:
+async def test_cancelling_during_a_hanging_step_undoes_it(
+    cancel: Cancel, when: When, shop: Shop
+) -> None:
     """O5: what was begun is undone in reverse, once, though it may still come to pass; when it
     does, it has no effect."""
     orders: dict[str, tuple[Call, Hang]] = {}
@@ -108,7 +110,7 @@ async def test_while_a_step_hangs(cancel: Cancel, when: When, shop: Shop) -> Non
 
 
 @either_way
-async def test_while_the_stock_is_checked(cancel: Cancel, shop: Shop) -> None:
+async def test_cancelling_during_the_check_charges_nothing(cancel: Cancel, shop: Shop) -> None:
     """O5: a check has no effect, and nothing is undone for it."""
     workflow_id = await shop.order("PROD-102")
     hang = FAULTS.hang("check", "PROD-102", "before")
@@ -122,7 +124,7 @@ async def test_while_the_stock_is_checked(cancel: Cancel, shop: Shop) -> None:
     assert [call for call, _ in FAULTS.calls] == ["check"]
 
 
-async def test_while_it_is_undone(shop: Shop) -> None:
+async def test_failing_order_is_not_cancelled(shop: Shop) -> None:
     """O5: an order that failed stays failed, one that was cancelled is cancelled once; every undo
     is done."""
     failing = await shop.order(fail_at="warehouse")
@@ -150,7 +152,7 @@ async def test_while_it_is_undone(shop: Shop) -> None:
         await shop.at_rest()
 
 
-async def test_once_it_is_completed(shop: Shop) -> None:
+async def test_completed_order_is_not_cancelled(shop: Shop) -> None:
     """O5: from the pivot on nothing is undone: while its stock leaves, while its confirmation is
     sent, and afterwards."""
     orders: dict[str, Hang] = {}
@@ -168,7 +170,7 @@ async def test_once_it_is_completed(shop: Shop) -> None:
         await shop.at_rest()
 
 
-async def test_just_before_the_pivot(shop: Shop) -> None:
+async def test_cancelling_before_completion_undoes_all_steps(shop: Shop) -> None:
     """O5: a cancellation of which the workflow does not know yet keeps it from completing."""
     workflow_id = await shop.order()
     hang = await shop.hanging("update", workflow_id, "after")
@@ -184,7 +186,7 @@ async def test_just_before_the_pivot(shop: Shop) -> None:
 
 
 @either_way
-async def test_at_the_pivot(cancel: Cancel, shop: Shop) -> None:
+async def test_cancelling_at_completion_gives_one_end(cancel: Cancel, shop: Shop) -> None:
     """O5: cancelled and completed at the same moment, an order is one of them."""
     orders = [await shop.order() for _ in range(6)]
 
@@ -209,9 +211,9 @@ async def test_at_the_pivot(cancel: Cancel, shop: Shop) -> None:
 
 
 @either_way
-async def test_approved_and_then_cancelled(cancel: Cancel, shop: Shop) -> None:
-    """O3, O4: the decision stands beside the cancellation, though the workflow was told of neither
-    when it began, or of the cancellation alone while it waited."""
+async def test_approved_order_is_cancelled(cancel: Cancel, shop: Shop) -> None:
+    """O3, O4: the decision is kept beside the cancellation. The workflow knew of neither when it
+    began, or of the cancellation alone while it waited."""
     begun = await shop.order("SKU-1001")
     orders = [begun]
     async with shop.worked(relay=False):

@@ -97,7 +97,7 @@ def worker_process(shop: Shop, folder: Path) -> Iterator[subprocess.Popen[bytes]
         process.wait()
 
 
-async def test_worker_killed_in_each_step(
+async def test_worker_killed_in_a_step_leaves_one_effect(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O2, O5, X1, X2: killed with kill -9 in every step and every undo, before the site has carried

@@ -31,7 +31,7 @@ async def start_again(shop: Shop, workflow_id: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_terminated_in_a_step(when: When, shop: Shop) -> None:
+async def test_run_terminated_in_a_step_is_finished_by_the_next(when: When, shop: Shop) -> None:
     """O5, X2: a new run goes on with the order, and does nothing twice, though what the terminated
     one asked for comes to pass meanwhile; what it reserved is not missed."""
     orders: dict[str, Hang] = {}
@@ -52,7 +52,7 @@ async def test_terminated_in_a_step(when: When, shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_terminated_in_an_undo(when: When, shop: Shop) -> None:
+async def test_run_terminated_in_an_undo_is_finished_by_the_next(when: When, shop: Shop) -> None:
     """O5: a new run undoes all that the terminated one began."""
     orders: dict[str, Hang] = {}
     for call in UNDOS:
@@ -72,7 +72,7 @@ async def test_terminated_in_an_undo(when: When, shop: Shop) -> None:
         await shop.at_rest()
 
 
-async def test_terminated_and_then_cancelled(shop: Shop) -> None:
+async def test_order_of_a_terminated_run_is_cancelled(shop: Shop) -> None:
     """O5: a new run that is cancelled at once undoes what the terminated one began, late as it may
     come to pass."""
     orders: dict[str, Hang] = {}
@@ -95,7 +95,7 @@ async def test_terminated_and_then_cancelled(shop: Shop) -> None:
             await shop.at_rest()
 
 
-async def test_terminated_when_it_was_completed(shop: Shop) -> None:
+async def test_completed_order_of_a_terminated_run_stays_completed(shop: Shop) -> None:
     """O2, O5: a new run finishes what is left of a completed order, and has the same result."""
     orders: dict[str, Hang] = {}
     for product_id in ("SKU-1000", "SKU-1001"):
@@ -129,7 +129,7 @@ class SlowToDescribe(Temporal):
         return await super().describe(workflow_id, run_id)
 
 
-async def test_a_start_that_meets_the_end_of_the_run_before(shop: Shop) -> None:
+async def test_start_after_the_end_of_the_earlier_run_succeeds(shop: Shop) -> None:
     """X1: the start of an attempt is tried again when the run before it fails just then."""
     workflow_id = await shop.order()
     order = await Order.objects.aget()
@@ -142,7 +142,7 @@ async def test_a_start_that_meets_the_end_of_the_run_before(shop: Shop) -> None:
     assert await START(Temporal(), second) is Outcome.DELIVERED
 
 
-async def test_a_start_that_comes_late(shop: Shop) -> None:
+async def test_late_start_changes_nothing(shop: Shop) -> None:
     """X2: the start of a failed attempt, delivered once more, does nothing to the attempt that
     follows: neither before that one is started, nor while it runs, nor afterwards."""
     temporal = Temporal()
@@ -169,7 +169,7 @@ async def test_a_start_that_comes_late(shop: Shop) -> None:
     assert calls == ["reserve", "charge", "refund", "release"]
 
 
-async def test_told_before_the_next_attempt_is_started(
+async def test_message_for_an_earlier_attempt_reaches_only_that(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O3, O5, X1, X6: a decision on a retried order, and its cancellation, wait for the start of

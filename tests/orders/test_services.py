@@ -68,9 +68,9 @@ def messages() -> list[tuple[str, str]]:
 # Submission
 
 
-def test_submit() -> None:
-    """O1, O8, X1, X5: the order at the prices of now, its lines, its audit row, and the start of
-    its workflow with what tells its runs apart, at once."""
+def test_submission_stores_order_audit_entry_and_start() -> None:
+    """O1, O8, X1, X5: one transaction stores the order at the current prices, its lines, its audit
+    entry and the start of its workflow, whose memo marks the run."""
     actor = acting(groups.EMPLOYEE)
     order = submit(Item("SKU-003", 2), Item("SKU-001", 3), actor=actor, route=Route.REST)
     StockItem.objects.update(unit_price=1)
@@ -114,7 +114,9 @@ def test_submit() -> None:
     ],
     ids=str,
 )
-def test_threshold(items: list[Item], total: str, needs_approval: bool) -> None:
+def test_total_above_the_threshold_needs_a_decision(
+    items: list[Item], total: str, needs_approval: bool
+) -> None:
     """O1: exactly 1000.00 needs nobody; a cent above does. Sums are exact."""
     order = submit(*items)
     order.refresh_from_db()
@@ -124,7 +126,7 @@ def test_threshold(items: list[Item], total: str, needs_approval: bool) -> None:
     assert argument["needs_approval"] is needs_approval
 
 
-def test_settings(settings: Any) -> None:
+def test_threshold_and_window_are_those_of_the_submission(settings: Any) -> None:
     """O1: the threshold and the window are settings, those of the submission; a retry keeps
     them."""
     settings.ORDERS_APPROVAL_THRESHOLD, settings.ORDERS_APPROVAL_SECONDS = Decimal("9.94"), 7
@@ -137,7 +139,7 @@ def test_settings(settings: Any) -> None:
     assert order.expires_at == factories.NOW + timedelta(seconds=7)
 
 
-def test_lines_of_one_product() -> None:
+def test_lines_of_one_product_become_one() -> None:
     """O1: they are one line."""
     order = submit(Item("SKU-003", 2), Item("SKU-001", 1), Item("SKU-003", 3))
     lines = list(order.lines.values_list("product_id", "quantity"))
@@ -155,8 +157,10 @@ def test_lines_of_one_product() -> None:
     ],
     ids=str,
 )
-def test_not_orderable(unchanged: Unchanged, items: list[Item], why: str) -> None:
-    """O1: unknown products, prices in several currencies, and totals that are none."""
+def test_lines_that_cannot_be_ordered_change_nothing(
+    unchanged: Unchanged, items: list[Item], why: str
+) -> None:
+    """O1: unknown products, prices in several currencies, and totals out of range."""
     factories.stock()
     product("SKU-EUR", "1.00", "EUR")
     product("free", "0.00")
@@ -167,7 +171,7 @@ def test_not_orderable(unchanged: Unchanged, items: list[Item], why: str) -> Non
         submit(*items)
 
 
-def test_largest_total() -> None:
+def test_largest_total_is_stored_exactly() -> None:
     """O1: as much as the records hold, to the cent."""
     product("dear", "9999999999.99")
     order = submit(Item("dear", 100))
@@ -177,8 +181,8 @@ def test_largest_total() -> None:
 
 
 @pytest.mark.parametrize("field", ["order_id", "workflow_id"])
-def test_id_in_use(unchanged: Unchanged, field: str) -> None:
-    """O7, O8: an id serves once, that of an order that has ended too."""
+def test_taken_id_changes_nothing(unchanged: Unchanged, field: str) -> None:
+    """O7, O8: an id is used once, even if its order has ended."""
     factories.order(state=State.FAILED, workflow_id="wf")
     changes = {"order_id": "ord-1"} if field == "order_id" else {"workflow_id": "wf"}
     with unchanged(), pytest.raises(services.IdInUse) as error:
@@ -197,9 +201,9 @@ def test_id_in_use(unchanged: Unchanged, field: str) -> None:
     "workflow_id",
     [contracts.expense_workflow_id("exp-1"), contracts.job_workflow_id(uuid.UUID(int=1))],
 )
-def test_workflow_id_of_another_kind(unchanged: Unchanged, workflow_id: str) -> None:
-    """X7: no order takes the workflow id of an expense or job that is yet to come; its start would
-    find the order's workflow, and nobody would carry it."""
+def test_workflow_id_of_another_kind_is_refused(unchanged: Unchanged, workflow_id: str) -> None:
+    """X7: no order takes the workflow id of a later expense or job, whose start would find the
+    order's workflow."""
     factories.stock()
     why = f"^The workflow id {workflow_id} is kept for another kind"
     with unchanged(), pytest.raises(services.IdInUse, match=why) as error:
@@ -208,7 +212,7 @@ def test_workflow_id_of_another_kind(unchanged: Unchanged, workflow_id: str) -> 
 
 
 @pytest.mark.django_db(transaction=True)
-def test_racing_submissions() -> None:
+def test_concurrent_submissions_of_one_id_make_one_order() -> None:
     """O7: of several orders with one id, or one workflow id, at the same time one is made."""
     factories.stock()
 
@@ -230,7 +234,7 @@ def test_racing_submissions() -> None:
     assert (Order.objects.count(), Message.objects.count()) == (2, 2)
 
 
-def test_new_order_ids() -> None:
+def test_new_order_ids_differ() -> None:
     """O8: `ord_` and 12 hexadecimal digits, each time others."""
     made = {submit(Item("SKU-001", 1), order_id="").order_id for _ in range(3)}
     assert len(made) == 3
@@ -248,7 +252,9 @@ def test_new_order_ids() -> None:
     ],
 )
 @pytest.mark.parametrize("started", [True, False])
-def test_decide(verdict: Verdict, state: State, signal: str, started: bool) -> None:
+def test_decision_stores_verdict_audit_entry_and_signal(
+    verdict: Verdict, state: State, signal: str, started: bool
+) -> None:
     """O3, O4, O10, X1, X5: the state, the decision, its audit row and the signal, at once; a
     rejected order is cancelled for the reason of the rejection, and has cost nothing."""
     actor = acting(groups.APPROVER)
@@ -284,7 +290,7 @@ def test_approval_needs_no_reason() -> None:
     assert trail() == [("approved", "local", "protocol", "")]
 
 
-def test_who_may_decide(unchanged: Unchanged) -> None:
+def test_only_approvers_decide(unchanged: Unchanged) -> None:
     """X3, O10: the rule of approvals: nobody without the permission, nobody on their own order,
     superusers included; no rejection without a reason; refusals are audited, but the last."""
     owner = factories.user(groups.EMPLOYEE, groups.APPROVER, is_superuser=True)
@@ -310,7 +316,9 @@ ROLES_THAT_DO_NOT_DECIDE = [(), *((name,) for name in groups.NAMES if name != gr
 
 @pytest.mark.parametrize("state", [state for state in State if state != State.PENDING])
 @pytest.mark.parametrize("large", [True, False])
-def test_decided_already_or_never(unchanged: Unchanged, state: State, large: bool) -> None:
+def test_order_that_is_not_pending_is_not_decided(
+    unchanged: Unchanged, state: State, large: bool
+) -> None:
     """O3: what was decided stays so, and what needs no decision is not decided."""
     order = factories.order(state=state, large=large)
     for verdict in (Verdict.APPROVED, Verdict.REJECTED):
@@ -325,8 +333,8 @@ def test_decided_already_or_never(unchanged: Unchanged, state: State, large: boo
             assert str(error.value) == f"ord-1 waits for no decision: it is {label}."
 
 
-def test_stale_record(unchanged: Unchanged) -> None:
-    """Design rule 1: what the caller read before does not count; the row does."""
+def test_stale_record_decides_nothing(unchanged: Unchanged) -> None:
+    """X1: the service compares with the row, not with the record that the caller read earlier."""
     stale = factories.order(state=State.PENDING)
     services.decide_order(Order.objects.get(), verdict=Verdict.REJECTED, reason="r", **WHO)
     assert stale.state == "pending"
@@ -343,8 +351,8 @@ def test_stale_record(unchanged: Unchanged) -> None:
 def test_decision_is_one_transaction(
     unchanged: Unchanged, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    """X1, design rule 1: where a part of a decision fails, none of it happened; and it is durable
-    when its service returns, so no transaction is around it."""
+    """X1: if a part of a decision fails, nothing is changed. The service refuses to run inside a
+    transaction, so a decision is durable when the service returns."""
     order = factories.order(state=State.PENDING)
     with unchanged(), transaction.atomic(), pytest.raises(RuntimeError, match="durable"):
         services.decide_order(order, verdict=Verdict.APPROVED, **WHO)
@@ -364,7 +372,9 @@ def test_decision_is_one_transaction(
 @pytest.mark.parametrize(
     ("state", "steps"), [(State.PENDING, 0), (State.RUNNING, 0), (State.RUNNING, 1)]
 )
-def test_cancel(unchanged: Unchanged, state: State, steps: int, reason: str) -> None:
+def test_cancelling_ends_or_undoes_the_order(
+    unchanged: Unchanged, state: State, steps: int, reason: str
+) -> None:
     """X5: an order of which nothing was begun is cancelled at once, another is undone first; its
     workflow is told. Again changes nothing."""
     person = factories.user(groups.EMPLOYEE)
@@ -390,7 +400,7 @@ def test_cancel(unchanged: Unchanged, state: State, steps: int, reason: str) -> 
         services.cancel_order(order, reason="again", **who)
 
 
-def test_step_after_the_cancellation(unchanged: Unchanged) -> None:
+def test_step_after_the_cancellation_is_refused(unchanged: Unchanged) -> None:
     """O5: an order that was cancelled before its first step does none."""
     order = factories.order()
     services.cancel_order(order, **WHO)
@@ -399,8 +409,8 @@ def test_step_after_the_cancellation(unchanged: Unchanged) -> None:
 
 
 @pytest.mark.parametrize("state", [State.COMPLETED, State.FAILED, State.COMPENSATING])
-def test_not_cancelled(unchanged: Unchanged, state: State) -> None:
-    """O5: what has ended, or fails by itself, is not cancelled."""
+def test_ended_or_failing_order_is_not_cancelled(unchanged: Unchanged, state: State) -> None:
+    """O5: an order that has ended, or is being undone after a failure, is not cancelled."""
     order = factories.order(state=state)
     why = f"^ord-1 cannot be cancelled: it is {order.get_state_display()}"
     with unchanged(), pytest.raises(approvals.WrongState, match=why):
@@ -408,7 +418,7 @@ def test_not_cancelled(unchanged: Unchanged, state: State) -> None:
 
 
 @pytest.mark.parametrize("state", State)
-def test_who_may_cancel(unchanged: Unchanged, state: State) -> None:
+def test_only_submitter_and_operators_cancel(unchanged: Unchanged, state: State) -> None:
     """X3: neither another employee nor an approver, in any state; that is audited."""
     order = factories.order(state=state, submitter=factories.user(groups.EMPLOYEE))
     for name in [name for name in groups.NAMES if name != groups.OPERATOR]:
@@ -424,9 +434,9 @@ def test_who_may_cancel(unchanged: Unchanged, state: State) -> None:
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_retry(large: bool) -> None:
-    """O5, O6, X5: the next attempt begins at the beginning, without an injected failure; the
-    decision that was taken stands. Its start replaces that of the attempt before."""
+def test_retry_begins_the_next_attempt(large: bool) -> None:
+    """O5, O6, X5: the next attempt begins with the first step and without an injected failure. A
+    decision is kept. The new start replaces the start of the earlier attempt."""
     order = factories.order(state=State.FAILED, large=large)
     Order.objects.update(fail_at="payment")
     Message.objects.update(outcome=Outcome.DELIVERED, settled_at=factories.NOW)
@@ -444,7 +454,7 @@ def test_retry(large: bool) -> None:
     assert len(messages()) == (2 if large else 1)
 
 
-def test_retry_before_a_decision() -> None:
+def test_retry_before_a_decision_waits_for_one() -> None:
     """O1, O3: an order that failed before anybody decided waits for the decision again."""
     order = factories.order(state=State.PENDING)
     factories.carry(order, contracts.AWAIT_APPROVAL)
@@ -456,7 +466,7 @@ def test_retry_before_a_decision() -> None:
     assert Order.objects.get().state == State.RUNNING
 
 
-def test_decision_on_an_earlier_attempt(unchanged: Unchanged) -> None:
+def test_decision_on_an_earlier_attempt_is_refused(unchanged: Unchanged) -> None:
     """O3: who decides on an attempt that failed since is asked to look at the next one."""
     stale = factories.order(state=State.PENDING)
     order = Order.objects.get()
@@ -467,9 +477,8 @@ def test_decision_on_an_earlier_attempt(unchanged: Unchanged) -> None:
         services.decide_order(stale, verdict=Verdict.APPROVED, **WHO)
 
 
-def test_retry_of_a_stale_record() -> None:
-    """O3, design rule 1: whether a decision is due is read from the row, not from what the caller
-    had read before it was taken."""
+def test_retry_of_a_stale_record_keeps_the_decision() -> None:
+    """O3: the row says whether a decision is due, not the record that the caller read earlier."""
     stale = factories.order(state=State.PENDING)
     order = Order.objects.get()
     services.decide_order(order, verdict=Verdict.APPROVED, **WHO)
@@ -479,9 +488,9 @@ def test_retry_of_a_stale_record() -> None:
     assert (order.state, order.attempt) == (State.RUNNING, 2)
 
 
-def test_retry_while_the_start_is_under_way() -> None:
-    """X1: the attempt failed before anybody noted that its start was delivered. That message
-    carries the start of the next attempt then, and whoever holds it reports for nobody."""
+def test_retry_while_the_start_is_under_way_replaces_it() -> None:
+    """X1: the attempt failed before its start was noted as delivered. The message then carries the
+    start of the next attempt, and the report of the earlier delivery is ignored."""
     order = factories.order(state=State.FAILED)
     held = Message.objects.get()
     services.retry_order(order, **WHO)
@@ -492,7 +501,7 @@ def test_retry_while_the_start_is_under_way() -> None:
 
 
 @pytest.mark.parametrize("state", [state for state in State if state != State.FAILED])
-def test_not_retried(unchanged: Unchanged, state: State) -> None:
+def test_only_a_failed_order_is_retried(unchanged: Unchanged, state: State) -> None:
     """O5: only a failed order is retried."""
     order = factories.order(state=state)
     why = f"^Only a failed order is retried; ord-1 is {order.get_state_display()}"
@@ -500,7 +509,7 @@ def test_not_retried(unchanged: Unchanged, state: State) -> None:
         services.retry_order(order, **WHO)
 
 
-def test_retry_of_an_earlier_failure(unchanged: Unchanged) -> None:
+def test_retry_of_an_earlier_failure_is_refused(unchanged: Unchanged) -> None:
     """O5: who saw the first attempt fail does not retry the second, which failed since."""
     order = factories.order(state=State.FAILED)
     stale = Order.objects.get()
@@ -511,7 +520,7 @@ def test_retry_of_an_earlier_failure(unchanged: Unchanged) -> None:
         services.retry_order(stale, **WHO)
 
 
-def test_who_may_retry(unchanged: Unchanged) -> None:
+def test_only_operators_retry(unchanged: Unchanged) -> None:
     """X3: operators alone; not the submitter; that is audited."""
     person = factories.user(groups.EMPLOYEE)
     order = factories.order(state=State.FAILED, submitter=person)
@@ -525,7 +534,7 @@ def test_who_may_retry(unchanged: Unchanged) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_racing_retries() -> None:
+def test_concurrent_retries_begin_one_attempt() -> None:
     """O5: several who retry the same failure begin one attempt."""
     order = factories.order(state=State.FAILED)
 
@@ -543,7 +552,7 @@ def test_racing_retries() -> None:
 # The workflow, once more
 
 
-def test_start_again(unchanged: Unchanged) -> None:
+def test_start_is_queued_again_once(unchanged: Unchanged) -> None:
     """X1: the start of the current attempt is queued once more, once."""
     order = factories.order(state=State.FAILED)
     services.retry_order(order, **WHO)
@@ -560,8 +569,8 @@ def test_start_again(unchanged: Unchanged) -> None:
 # Stock
 
 
-def test_examples(unchanged: Unchanged) -> None:
-    """O8, issue 4: the samples' products, once; what was changed since stays."""
+def test_example_products_are_added_once(unchanged: Unchanged) -> None:
+    """O8: the samples' products are added once; later changes to them stay."""
     services.stock_examples()
     shown = StockItem.objects.filter(product_id__startswith="SKU-00")
     assert list(shown.values_list("product_id", "unit_price", "available", "reserved")) == [
@@ -575,7 +584,7 @@ def test_examples(unchanged: Unchanged) -> None:
 
 
 @pytest.mark.parametrize(("by", "available"), [(5, 30), (-25, 0), (0, 25)])
-def test_adjust_stock(by: int, available: int) -> None:
+def test_adjusting_the_stock_is_audited(by: int, available: int) -> None:
     """X5: pieces are added or taken away, with a row in the audit trail."""
     factories.stock()
     actor, item = acting(groups.OPERATOR), StockItem.objects.get(product_id="SKU-001")
@@ -588,7 +597,7 @@ def test_adjust_stock(by: int, available: int) -> None:
     assert (row.by, row.route, row.reason) == (actor.user, "admin", f"{by:+d} pieces")
 
 
-def test_change_price(unchanged: Unchanged) -> None:
+def test_price_change_is_audited_and_compares(unchanged: Unchanged) -> None:
     """X5, O1: the change, its reason and its row in the audit trail are one; an order keeps the
     price of its submission. Without a reason, or from a price that is not the price any more,
     nothing changes."""
@@ -612,7 +621,7 @@ def test_change_price(unchanged: Unchanged) -> None:
     assert order.lines.get(product_id="SKU-001").unit_price == Decimal("24.50")
 
 
-def test_adjust_more_than_there_is(unchanged: Unchanged) -> None:
+def test_reserved_pieces_are_not_taken_away(unchanged: Unchanged) -> None:
     """O5: what orders have reserved is not taken away."""
     factories.carry(factories.order(), contracts.RESERVE_INVENTORY)
     item = StockItem.objects.get(product_id="SKU-001")
@@ -629,8 +638,8 @@ def test_adjust_more_than_there_is(unchanged: Unchanged) -> None:
 
 
 @pytest.mark.parametrize("name", groups.NAMES)
-def test_visible_to(name: str) -> None:
-    """X3: everybody sees their own orders; all of them those whose work it is."""
+def test_employee_sees_only_own_orders(name: str) -> None:
+    """X3: employees see their own orders; the other groups see all orders."""
     person = factories.user(name)
     own = factories.order("own", submitter=person)
     other = factories.order("other")

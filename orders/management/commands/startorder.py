@@ -162,8 +162,8 @@ def _submit(wanted: Any, username: str | None) -> Order:
     except (approvals.NotPermitted, approvals.TooManySubmissions) as error:
         raise CommandError(str(error)) from error
     except services.IdInUse as error:
-        hint = " Use --id." if error.field == "order_id" else ""
-        raise CommandError(f"{error}{hint}") from error
+        taken = f"There is an order {wanted['order_id']} already. Choose another with --id."
+        raise CommandError(taken if error.field == "order_id" else str(error)) from error
     except services.NotSubmitted as error:
         hint = (
             f" The stock is at {settings.EXPENSES_SITE_URL}/admin/orders/stockitem/; `make up` "
