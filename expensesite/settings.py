@@ -95,8 +95,8 @@ if not 1 <= ORDERS_APPROVAL_SECONDS <= LONGEST_APPROVAL_SECONDS:
     raise ImproperlyConfigured(
         f"ORDERS_APPROVAL_SECONDS must be a number from 1 to {LONGEST_APPROVAL_SECONDS} (30 days)."
     )
-# Whether `startorder` injects failures (requirements O6): in the open mode and, as `up` records it in
-# settings.env, beside an `up` in the open mode. It opens nothing to requests.
+# Whether `startorder` may inject failures (requirements O6). `up` in the open mode records this for
+# commands in other terminals. Requests are judged by their origin instead.
 FAULT_INJECTION = env.bool("FAULT_INJECTION", EXPENSES_PROTOCOL_ACCESS == "open")
 # Whether a signal to its workflow may decide an order, and up to which total. Any client of
 # Temporal can send a signal, so outside the open mode somebody must choose this (requirements O3).

@@ -233,16 +233,7 @@ class StockItemAdmin(BoundedAdmin):
     search_fields: ClassVar = ["product_id", "name"]
     ordering: ClassVar = ["product_id"]
     fields: ClassVar = ["product_id", "name", "unit_price", "currency", "pieces"]
-    change_fields: ClassVar = [
-        "product_id",
-        "name",
-        "unit_price",
-        "currency",
-        "reason",
-        "available",
-        "reserved",
-        "pieces",
-    ]
+    change_fields: ClassVar = [*fields[:-1], "reason", "available", "reserved", "pieces"]
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False  # orders refer to the product

@@ -156,7 +156,7 @@ def _publish_settings(temporal: DevServer, host: str, port: int) -> str:
     url = f"http://{name}:{port}"
     os.environ.setdefault("EXPENSES_SITE_URL", url)
     os.environ.setdefault("ALLOWED_HOSTS", f"localhost,127.0.0.1,[::1],{name}")
-    # The access mode itself is not recorded: it would open a deployment from this directory.
+    # Not the access mode itself, which would open a deployment from this directory.
     os.environ["FAULT_INJECTION"] = str(settings.EXPENSES_PROTOCOL_ACCESS == "open")
     os.environ |= temporal.settings()
     installation.record(settings.DATA_DIR)
