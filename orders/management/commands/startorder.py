@@ -162,8 +162,8 @@ def _submit(wanted: Any, username: str | None) -> Order:
     except (approvals.NotPermitted, approvals.TooManySubmissions) as error:
         raise CommandError(str(error)) from error
     except services.IdInUse as error:
-        taken = f"There is an order {wanted['order_id']} already. Choose another with --id."
-        raise CommandError(taken if error.field == "order_id" else str(error)) from error
+        # The option of this command instead of the field of a request.
+        raise CommandError(str(error).replace("another ID.", "another with --id.")) from error
     except services.NotSubmitted as error:
         hint = (
             f" The stock is at {settings.EXPENSES_SITE_URL}/admin/orders/stockitem/; `make up` "
