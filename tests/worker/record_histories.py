@@ -1,7 +1,7 @@
 """Records the histories that test_replay replays: `python -m tests.worker.record_histories`.
 
-Run it only to add the path of a new release, and keep the histories of the old ones: they stand
-for the runs that were begun before and still wait.
+Run it only to add a path of a new release. Keep the histories of earlier releases: they represent
+the runs that those releases began and that still wait.
 """
 
 import asyncio
@@ -49,29 +49,18 @@ async def record_expenses(client: Client, site: sites.ScriptedSite) -> None:
             activities=ExpenseActivities(client_of_site).all(),
         ),
     ):
-        site.script("/registerCallback", "ERROR:INVALID_STATE", expense_id="decided-before")
-        site.script("/status", "APPROVED", expense_id="decided-before")
-        site.script("/create", sites.drop, "SUCCEED", expense_id="retried")
-        site.script("/action", sites.status(503), "SUCCEED", expense_id="retried")
-        for name, decision in (
-            ("approved", "APPROVED"),
-            ("rejected", "REJECTED"),
-            ("retried", "APPROVED"),
-            ("decided-before", None),
-        ):
+        for name in ("approved", "rejected"):
             handle = await client.start_workflow(
                 contracts.EXPENSE_WORKFLOW,
                 name,
                 id=contracts.expense_workflow_id(name),
                 task_queue=contracts.EXPENSE_QUEUE,
             )
-            if decision:
-                [request] = await sites.eventually(
-                    lambda name=name: site.requests_to("/registerCallback", name)
-                )
-                await client.get_async_activity_handle(task_token=request.task_token).complete(
-                    decision
-                )
+            [request] = await sites.eventually(
+                lambda name=name: site.requests_to("/registerCallback", name)
+            )
+            waiting = client.get_async_activity_handle(task_token=request.task_token)
+            await waiting.complete(name.upper())
             await write(name, handle)
 
 
@@ -84,7 +73,6 @@ async def record_jobs(client: Client) -> None:
     ):
         for name, job in (
             ("job", contracts.Job("Temporal")),
-            ("job-second-attempt", contracts.Job("Temporal", fail_first_attempt=True)),
             ("job-failed", contracts.Job("")),
         ):
             handle = await client.start_workflow(
@@ -125,7 +113,7 @@ async def record_orders(client: Client, site: sites.ScriptedSite) -> None:
 
 
 async def waits(handle: WorkflowHandle[Any, Any]) -> None:
-    """Returns when the workflow waits for a decision."""
+    """Return once the workflow waits for a decision."""
     while not any(
         event.HasField("timer_started_event_attributes")
         for event in (await handle.fetch_history()).events
@@ -134,7 +122,7 @@ async def waits(handle: WorkflowHandle[Any, Any]) -> None:
 
 
 def _refused(step: str, begun: Sequence[str]) -> Answers:
-    """An order that fails in a step."""
+    """The answers that make an order fail in a step."""
     return {
         step: [sites.status(409, '{"detail": "No."}')],
         contracts.BEGIN_COMPENSATION: [
@@ -144,7 +132,7 @@ def _refused(step: str, begun: Sequence[str]) -> Answers:
 
 
 def _cancelled(begun: Sequence[str]) -> Answers:
-    """An order whose run is cancelled in Temporal."""
+    """The answers to an order whose run is cancelled in Temporal."""
     state = "compensating" if begun else "cancelled"
     reason = "cancelled in Temporal"
     return {
@@ -156,7 +144,7 @@ def _cancelled(begun: Sequence[str]) -> Answers:
 _PENDING: Final[Answers] = {contracts.AWAIT_APPROVAL: [sites.standing("pending")]}
 _STEPS: Final = [step for step, _ in contracts.SAGA]
 _CANCEL: Final[Act] = lambda handle: handle.cancel()  # noqa: E731
-# What the site answers, but for the usual, and what is done once a step was asked for.
+# For each order: the site's unusual answers; then a step, and the act that follows its request.
 ORDERS: Final[dict[str, tuple[Answers, tuple[str, Act] | None]]] = {
     "order-completed": ({}, None),
     "order-approved": (
@@ -197,13 +185,6 @@ ORDERS: Final[dict[str, tuple[Answers, tuple[str, Act] | None]]] = {
         f"order-failed-{step.replace('_', '-')}": (_refused(step, _STEPS[: place + 1]), None)
         for place, step in enumerate(_STEPS)
     },
-    "order-undo-retried": (
-        {
-            **_refused(contracts.UPDATE_WAREHOUSE, _STEPS),
-            contracts.REFUND_PAYMENT: [sites.status(503), sites.drop, '{"message": "refunded"}'],
-        },
-        None,
-    ),
     "order-cancelled-waiting": (
         {**_PENDING, **_cancelled([])},
         (contracts.AWAIT_APPROVAL, _CANCEL),
@@ -227,17 +208,17 @@ ORDERS: Final[dict[str, tuple[Answers, tuple[str, Act] | None]]] = {
 
 
 async def write(name: str, handle: WorkflowHandle[Any, Any]) -> None:
-    """Write the run's history, once it has ended."""
+    """Write the history of the run once the run has ended."""
     with contextlib.suppress(WorkflowFailureError):
         await handle.result()
-    # Stack traces name the machine's files.
+    # Stack traces name files of this machine.
     history = json.loads(
         (await handle.fetch_history()).to_json(),
         object_hook=lambda fields: {
             key: value for key, value in fields.items() if key != "stackTrace"
         },
     )
-    (HISTORIES / f"{name}.json").write_text(json.dumps(history, indent=1) + "\n")
+    (HISTORIES / f"{name}.json").write_text(json.dumps(history, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":
