@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite."""
+"""Fixtures of the whole suite, and how many examples hypothesis generates."""
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -19,10 +19,11 @@ from tests import factories
 from tests.servers import TemporalServer
 from tests.waits import Waiter, waiter
 
-# The same examples in every run; others with `--hypothesis-profile=explore --hypothesis-seed=N`.
-# A machine under load says nothing of a test.
+# Every run generates the same examples. Others: `--hypothesis-profile=explore --hypothesis-seed=N`.
+# There is no deadline, since a slow example on a busy machine is no failure.
 settings.register_profile(
     "suite",
+    max_examples=100,
     derandomize=True,
     database=None,
     deadline=None,
@@ -30,11 +31,19 @@ settings.register_profile(
 )
 suite = settings.get_profile("suite")
 settings.register_profile("explore", suite, derandomize=False)
-# For who wants to know just whether a test fails.
+# `make test`: a tenth of the examples.
+settings.register_profile("brief", suite, max_examples=10)
+# `make mutants` asks only whether a test fails, not for the smallest example.
 settings.register_profile(
     "unshrunk", suite, phases=[phase for phase in Phase if phase is not Phase.shrink]
 )
 settings.load_profile("suite")
+
+
+def examples(count: int) -> int:
+    """`max_examples` of a test that generates `count` examples in the profile `suite`."""
+    return count * settings.default.max_examples // 100
+
 
 Unchanged = Callable[..., AbstractContextManager[None]]
 Plans = Callable[[], AbstractContextManager[list[str]]]
@@ -42,21 +51,21 @@ Plans = Callable[[], AbstractContextManager[list[str]]]
 
 @pytest.fixture(scope="session")
 def temporal_address() -> Iterator[str]:
-    """A Temporal dev server for the whole session; each test has a task queue of its own."""
+    """The address of a Temporal dev server for the session; each test uses its own task queue."""
     with TemporalServer() as server:
         yield server.address
 
 
 @pytest.fixture
 def local(settings: Any) -> Client:
-    """The anonymous person at a local installation."""
+    """An anonymous client of a local installation."""
     settings.EXPENSES_PROTOCOL_ACCESS = "open"
     return Client(SERVER_NAME="localhost")
 
 
 @pytest.fixture
 def unchanged() -> Unchanged:
-    """`with unchanged(refusals=1):` writes no row and no message, and audits so many refusals."""
+    """`with unchanged(refusals=1):` checks that the block writes nothing but that many refusals."""
 
     @contextmanager
     def check(*, refusals: int = 0) -> Iterator[None]:
@@ -72,7 +81,7 @@ def unchanged() -> Unchanged:
 
 @pytest.fixture
 def asking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process asks Temporal anew, as a web process does that has just begun."""
+    """Give this process a new loop for questions, as in a web process that has just started."""
     monkeypatch.setattr(loop, "_loop", None)
     yield
     if loop._loop is not None:
@@ -87,7 +96,7 @@ def no_temporal(asking: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_free_thread() -> Iterator[None]:
-    """As many requests wait as may."""
+    """Occupy every place for a request that waits."""
     with ExitStack() as waiting:
         while prefer._waiting.acquire(blocking=False):
             waiting.callback(prefer._waiting.release)
@@ -110,7 +119,7 @@ def plans() -> Plans:
                 read.append("\n".join(str(row[-1]) for row in context["cursor"].fetchall()))
             return execute(sql, params, many, context)
 
-        if postgresql:  # as autovacuum does
+        if postgresql:  # the planner needs statistics, which autovacuum would collect
             with connection.cursor() as cursor:
                 cursor.execute("ANALYZE outbox_message")
         with connection.execute_wrapper(explained):
@@ -120,7 +129,7 @@ def plans() -> Plans:
 
 
 def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What the calls return, made at the same moment in threads of their own; an error raises."""
+    """Make the calls at the same moment, each in its own thread; return their results."""
     barrier = threading.Barrier(len(calls))
 
     def run(call: Callable[[], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What tests start from: people with their rights, expenses in each state, callback addresses."""
+"""Make what tests start from: people, tokens, expenses and orders in each state, addresses."""
 
 import itertools
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ _serial = itertools.count(1)
 
 
 def user(*group_names: str, **fields: Any) -> User:
-    """A person of the staff, in these groups."""
+    """Create a staff member in these groups."""
     fields.setdefault("username", f"{'-'.join(group_names).lower() or 'nobody'}-{next(_serial)}")
     created = User.objects.create_user(is_staff=True, **fields)
     created.groups.set(Group.objects.filter(name__in=group_names))
@@ -39,7 +39,7 @@ def token(owner: User, *, days: int = 1) -> str:
 
 
 def bearer(owner: User) -> dict[str, str]:
-    """The headers of a request in the name of `owner`."""
+    """Return the headers of a request by `owner`."""
     return {"Authorization": f"Bearer {token(owner)}"}
 
 
@@ -52,8 +52,11 @@ def expense(
     callback: Address | None = None,
     now: datetime = NOW,
 ) -> Expense:
-    """An expense in `state`; submitted with an amount where it has a submitter (a withdrawn one
-    always has), else created by a plain client."""
+    """Create an expense in `state`.
+
+    With a submitter it is submitted with an amount; otherwise a plain client creates it. A
+    withdrawn expense always has a submitter.
+    """
     who: dict[str, Any] = {"actor": actors.LOCAL, "route": Route.PROTOCOL, "now": now}
     if state == State.WITHDRAWN and submitter is None:
         submitter = user(groups.EMPLOYEE)
@@ -76,8 +79,8 @@ def expense(
 
 
 def task_token(workflow_id: str, *, activity_id: str = "2", attempt: int = 1) -> bytes:
-    """A token as the server makes them: namespace, workflow and run id, scheduled event, attempt,
-    activity id."""
+    """Return a token in the server's format: namespace, workflow and run id, scheduled event,
+    attempt, activity id."""
 
     def text(number: int, value: str) -> bytes:
         size = len(value.encode())
@@ -89,19 +92,20 @@ def task_token(workflow_id: str, *, activity_id: str = "2", attempt: int = 1) ->
 
 
 def address(workflow_id: str, *, attempt: int = 1, named: bool = True) -> Address:
-    """Of a waiting activity; `named` says whether its ids are registered beside the token."""
+    """Return the address of a waiting activity; with `named`, its ids are beside the token."""
     ids = {"workflow_id": workflow_id, "run_id": "5f3f0d57-run", "activity_id": "2"}
     return Address(task_token(workflow_id, attempt=attempt), **(ids if named else {}))
 
 
-def form(of: Address) -> dict[str, str]:
-    """The body by which a worker registers `of`."""
-    ids = {name: getattr(of, name) for name in ("workflow_id", "run_id", "activity_id")}
-    return {"task_token": of.token.hex()} | {name: value for name, value in ids.items() if value}
+def form(callback: Address) -> dict[str, str]:
+    """Return the body with which a worker registers the callback."""
+    ids = {name: getattr(callback, name) for name in ("workflow_id", "run_id", "activity_id")}
+    given = {name: value for name, value in ids.items() if value}
+    return {"task_token": callback.token.hex()} | given
 
 
 def delivered_messages(count: int) -> None:
-    """Messages of the past, as an outbox that has served for long holds them."""
+    """Create delivered messages, as an outbox holds after a long time."""
     past = {"payload": {}, "created_at": NOW, "due_at": NOW, "settled_at": NOW}
     Message.objects.bulk_create(
         Message(kind="complete_activity", key=f"past:{n}", outcome=Outcome.DELIVERED, **past)
@@ -110,7 +114,7 @@ def delivered_messages(count: int) -> None:
 
 
 def records() -> dict[type[Model], list[dict[str, Any]]]:
-    """Every row that an operation on expenses or orders may write, but the audit trail."""
+    """Return every row that operations on expenses and orders write, without the audit trail."""
     models: tuple[type[Model], ...] = (Expense, Decision, LedgerEntry, CallbackAddress, Message)
     models += (order_models.Order, order_models.OrderLine, order_models.OrderStep)
     models += (order_models.StockItem, order_models.Reservation, order_models.ReservedItem)
@@ -120,7 +124,7 @@ def records() -> dict[type[Model], list[dict[str, Any]]]:
 
 
 def stock() -> None:
-    """The products of `make up`."""
+    """Stock the products of `make up`, once."""
     if not order_models.StockItem.objects.exists():
         order_services.stock_examples()
 
@@ -152,10 +156,10 @@ def order(
     customer: order_services.Customer = CUSTOMER,
     now: datetime = NOW,
 ) -> order_models.Order:
-    """An order in `state`, all of its steps done and, in the end, undone again.
+    """Create an order in `state`, with the steps and undoes that lead to that state.
 
-    A large one, as each that waits, needs a decision: it was approved. A cancelled one was
-    cancelled as it ran.
+    A pending order is large. A large order that is not pending was approved. A cancelled order
+    was cancelled while it ran.
     """
     states = order_models.State
     stock()
@@ -193,7 +197,7 @@ def order(
 def carry(
     order: order_models.Order, *steps: str, attempt: int = 1, now: datetime = NOW, **details: Any
 ) -> dict[str, Any]:
-    """Carry out what the workflow of an attempt asks for; the answer to the last of the steps."""
+    """Carry out steps for the workflow of an attempt; return the answer to the last step."""
     answer: dict[str, Any] = {}
     for step in steps:
         answer = fulfilment.carry_out(

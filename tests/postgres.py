@@ -1,7 +1,7 @@
-"""Run a command with a PostgreSQL server of its own: `python -m tests.postgres COMMAND …`.
+"""Run a command with a temporary PostgreSQL server: `python -m tests.postgres COMMAND …`.
 
-DATABASE_URL names the server to the command; one that is set already is used as it is. The server
-listens on a socket in a temporary folder and goes with the command.
+The command finds the server's address in DATABASE_URL. If DATABASE_URL is set already, no server is
+started. The server listens on a socket in a temporary folder and ends with the command.
 """
 
 import os
@@ -20,7 +20,7 @@ SETTINGS = ("fsync=off", "max_connections=200", "listen_addresses=")
 
 
 def binaries() -> Path | None:
-    """The folder with `initdb` and `postgres`; None where PostgreSQL is not installed."""
+    """Return the folder with `initdb` and `postgres`; None if PostgreSQL is not installed."""
     found = [Path(path).parent for path in (shutil.which("initdb"),) if path]
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     for folder in (*found, *versions):

@@ -1,4 +1,4 @@
-"""Real servers for the tests: Temporal as a process that can be killed, frozen and restarted."""
+"""A real Temporal server for the tests, which they can kill, freeze and restart."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def eventually(ask: Callable[[], T], seconds: float = 40) -> T:
-    """The first true answer; fails after `seconds`."""
+    """Return the first true answer. Fails after `seconds`."""
     end = time.monotonic() + seconds
     while not (answer := ask()):
         assert time.monotonic() < end, "it did not come about in time"
@@ -44,13 +44,13 @@ def eventually(ask: Callable[[], T], seconds: float = 40) -> T:
 
 
 class Ended(AssertionError):
-    """A server ended by itself."""
+    """The server ended, and no test had killed it."""
 
 
 class TemporalServer:
-    """`temporal server start-dev`; with a folder, its data outlives a kill.
+    """`temporal server start-dev`. With a folder, the server's data survives a kill.
 
-    As a context manager it is started and, at the end, killed.
+    As a context manager it starts the server and finally kills it.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class TemporalServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns when all of its services answer.
+        """Return when all services of the server answer.
 
-        Of some hundred starts beside other servers one ends in a panic of start-dev. It is started
-        again then, as `manage.py up` does.
+        About one in a hundred starts ends in a panic of start-dev, so start again, as
+        `manage.py up` does.
         """
         for last in (False, False, True):
             self._spawn()
             try:
-                # In a thread of its own, since the caller's may have a running loop.
+                # In another thread, since the caller's thread may have a running loop.
                 with ThreadPoolExecutor() as thread:
                     eventually(lambda: thread.submit(asyncio.run, self._answers()).result())
             except Ended as ended:
@@ -119,7 +119,7 @@ class TemporalServer:
         return True
 
     def _lives(self) -> "subprocess.Popen[bytes]":
-        """Its process; fails with the beginning of its log where that ended by itself."""
+        """Return the process. Raises `Ended`, with the beginning of the log, if it has ended."""
         assert self._process is not None
         if (code := self._process.poll()) is not None:
             self._log.seek(0)
@@ -127,14 +127,14 @@ class TemporalServer:
         return self._process
 
     def signal(self, number: int) -> None:
-        """Returns when a SIGSTOP has stopped all of its threads."""
+        """Send a signal. After a SIGSTOP, return when all threads have stopped."""
         process = self._lives()
         process.send_signal(number)
         if number == signal.SIGSTOP:
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def kill(self) -> None:
-        """Fails where it did not live until now."""
+        """Kill the server. Raises `Ended` if the server has ended before."""
         if self._process is not None:
             process = self._lives()
             process.send_signal(signal.SIGCONT)

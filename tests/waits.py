@@ -1,4 +1,4 @@
-"""A workflow that waits for one asynchronous activity, and the address it waits at."""
+"""A workflow that waits for one asynchronous activity, and the address of that activity."""
 
 import asyncio
 import uuid
@@ -17,7 +17,7 @@ from temporal.addresses import Address
 
 @workflow.defn
 class Waiting:
-    """Waits for its activity: attempts of `seconds`, as many as `attempts` (0: no limit)."""
+    """Wait for the activity: at most `attempts` attempts of `seconds` each (0: no limit)."""
 
     @workflow.run
     async def run(self, seconds: float, attempts: int) -> Any:
@@ -33,7 +33,7 @@ class Waiting:
 
 @dataclass
 class Wait:
-    """A running workflow and the addresses of its attempts, in order."""
+    """A running workflow, and the addresses of the attempts of its activity, in order."""
 
     handle: WorkflowHandle[Any, Any]
     addresses: asyncio.Queue[Address]
@@ -47,7 +47,7 @@ Waiter = Callable[..., Awaitable[Wait]]
 
 
 class waiter:  # noqa: N801 (used as a context manager)
-    """A worker for :class:`Waiting` on `client`; entering it gives the function that starts one."""
+    """A worker for :class:`Waiting`. Entering it returns the function that starts a workflow."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

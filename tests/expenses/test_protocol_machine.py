@@ -22,6 +22,7 @@ from approvals.models import AuditEntry, Decision
 from expenses.models import Expense, LedgerEntry
 from outbox.models import Message
 from tests import factories
+from tests.conftest import examples
 
 SUCCEED, INVALID_ID, INVALID_STATE = "SUCCEED", "ERROR:INVALID_ID", "ERROR:INVALID_STATE"
 EXISTS = "ERROR:ID_ALREADY_EXISTS"
@@ -242,5 +243,5 @@ def test_any_sequence_of_requests_follows_the_model(local: Client) -> None:
     programs = [Client(headers=factories.bearer(person)) for person in people]
     run_state_machine_as_test(
         lambda: Protocol(local, *programs),
-        settings=settings(max_examples=60, stateful_step_count=25),
+        settings=settings(max_examples=examples(60), stateful_step_count=25),
     )

@@ -18,6 +18,7 @@ from orders import integrations, services
 from orders.integrations import Declined, Item
 from orders.models import Charge, Mail, Reservation, ReservedItem, StockItem, WarehouseRecord
 from tests import factories
+from tests.conftest import examples
 
 # Pieces at the beginning: few, so that they run short.
 PIECES = {"a": 4, "b": 2, "c": 7}
@@ -231,5 +232,5 @@ def test_any_sequence_of_calls() -> None:
     """O5, O9, X2: whatever is done, undone, fulfilled and repeated in whatever order, no piece and
     no money is lost or counted twice, what was undone is never done again, and ids stay."""
     run_state_machine_as_test(
-        Integrations, settings=settings(max_examples=30, stateful_step_count=20)
+        Integrations, settings=settings(max_examples=examples(30), stateful_step_count=20)
     )

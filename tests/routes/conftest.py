@@ -1,4 +1,4 @@
-"""Routes are asked within a test's own transaction, which takes back what was changed."""
+"""Each test sends its requests within one transaction, which is rolled back."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from orders.models import Order
 
 @pytest.fixture(autouse=True)
 def _snapshot_within_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The product reads a snapshot in a transaction of its own, which cannot be inside a test's."""
+    """Read the snapshot without the transaction that the product opens: it cannot be nested."""
 
     def snapshot() -> services.Snapshot:
         return services.Snapshot(

@@ -1,4 +1,4 @@
-"""Who asks, and what there is to be found: records that belong to somebody else."""
+"""The people who send requests, and the records, which belong to somebody else."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -19,14 +19,14 @@ from tests import factories
 ANONYMOUS: Final = "anonymous"
 NOBODY: Final = "in no group"
 ROOT: Final = "superuser"
-# A route of the admin that is a bare regular expression: addresses with dot segments.
+# A route of the admin that is a regular expression: it matches addresses with dot segments.
 DOTS: Final = r"admin/(?:[^/]*/)*\.{1,2}(?:/|$)"
 ROLES: Final = (ANONYMOUS, NOBODY, *groups.NAMES, ROOT)
 
 
 @dataclass(frozen=True)
 class Records:
-    """One of each kind, none of which belongs to the person who asks."""
+    """One record of each kind. None belongs to the person who sends the request."""
 
     expense: Expense
     approved: Expense
@@ -35,7 +35,7 @@ class Records:
     message: Message
 
     def path(self, route: str) -> str:
-        """The address by which `route` leads to these records."""
+        """Return an address of `route` that leads to these records."""
         ids = {
             "admin/auth/user/": User.objects.get(username="owner").pk,
             "admin/auth/group/": Group.objects.earliest("pk").pk,

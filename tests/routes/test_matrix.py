@@ -1,4 +1,4 @@
-"""Who may ask what of each route: a table, read against the URL configuration."""
+"""Who may use each route: a table, compared with the URL configuration and with the answers."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.routes import people
 from tests.routes.people import ANONYMOUS, NOBODY, ROLES, ROOT, Records
 from worker import contracts
 
-# Whoever is let through to Temporal finds nobody there, at once.
+# A request that is let through to Temporal fails at once.
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_temporal")]
 
 Roles = tuple[str, ...]
@@ -31,12 +31,12 @@ CARRIERS: Final = (groups.WORKER, ROOT)
 LEDGER: Final = (groups.FINANCE, groups.AUDITOR, ROOT)
 STOCK: Final = (groups.FINANCE, groups.AUDITOR, groups.OPERATOR, ROOT)
 DELIVERY: Final = (groups.OPERATOR, groups.AUDITOR, ROOT)
-# Who sees all expenses and orders; the worker has no expenses in the admin.
+# These roles see all expenses and orders. The worker has no expenses in the admin.
 DESK: Final = (groups.APPROVER, groups.FINANCE, groups.AUDITOR, groups.OPERATOR, ROOT)
 SEE_ALL: Final = (*DESK, groups.WORKER)
 
-# Who is served, by GET and by POST; everybody else is refused and changes nothing. The records that
-# a route leads to are another's. A query belongs to the row, not to the route.
+# Who is served, by GET and by POST. Everybody else is refused and changes nothing. The records that
+# a route leads to are another person's. The query is part of the row, not of the route.
 Row = tuple[Roles, Roles]
 ORDERS: Final[dict[str, Row]] = {
     "orders": (SIGNED_IN, (groups.EMPLOYEE, groups.WORKER, ROOT)),
@@ -97,7 +97,7 @@ TABLE: Final[dict[str, Row]] = {
     "admin/auth/user/<id>/password/": (ADMIN, ADMIN),
     "admin/orders/order/snapshot/": (STOCK, STOCK),
 }
-# Of each model in the admin: who has its list, sees a record of another, adds, and changes one.
+# For each model in the admin: who has the list, sees another person's record, adds and changes one.
 MODELS: Final[dict[str, tuple[Roles, Roles, Roles, Roles]]] = {
     "auth/user": (ADMIN, ADMIN, ADMIN, ADMIN),
     "auth/group": (ADMIN, ADMIN, ADMIN, ADMIN),
@@ -105,7 +105,7 @@ MODELS: Final[dict[str, tuple[Roles, Roles, Roles, Roles]]] = {
     "approvals/auditentry": ((groups.AUDITOR, ROOT), (groups.AUDITOR, ROOT), NONE, NONE),
     "expenses/expense": ((*DESK, groups.EMPLOYEE), DESK, EMPLOYEES, NONE),
     "expenses/ledgerentry": (LEDGER, LEDGER, NONE, NONE),
-    # One's own; another's is not found.
+    # Everybody sees their own tokens; another person's token is not found.
     "access/token": (SIGNED_IN, ADMIN, NONE, NONE),
     "orders/order": ((*SEE_ALL, groups.EMPLOYEE), SEE_ALL, NONE, NONE),
     "orders/stockitem": (STOCK, STOCK, OPERATORS, OPERATORS),
@@ -120,12 +120,12 @@ for model, (listed, seen, added, changed) in MODELS.items():
     TABLE[f"{one}change/"] = (seen, changed)
     TABLE[f"{one}history/"] = (seen, seen)
     TABLE[f"{one}delete/"] = (ADMIN, ADMIN) if model in DELETED else (NONE, NONE)
-    # Leads to the page of the change.
+    # Redirects to the page of the change.
     TABLE[one] = (SIGNED_IN, SIGNED_IN)
 
 
 def routes(patterns: list[Any], before: str = "") -> Iterator[str]:
-    """Each route of the URL configuration, a group of a regular expression as `<its name>`."""
+    """Yield each route of the URL configuration, with `<name>` for a group of an expression."""
     for pattern in patterns:
         here = before + _plain(str(pattern.pattern))
         if isinstance(pattern, URLResolver):
@@ -141,14 +141,14 @@ def _plain(pattern: str) -> str:
 
 
 def test_every_route_has_a_row() -> None:
-    """X8, X10: a route that nobody thought about is found here."""
+    """X8, X10: a route without a row in the table is found here."""
     configured = set(routes(get_resolver().url_patterns))
     rows = {route if route == people.DOTS else route.partition("?")[0] for route in TABLE}
     assert configured == rows
 
 
 def is_page(route: str) -> bool:
-    """Whether people ask for it by a browser, with a session."""
+    """Whether people use the route with a browser and a session."""
     return route.startswith("admin/") or route in ("", "list", "decide", "carry")
 
 
@@ -160,7 +160,7 @@ BODIES: Final[dict[str, dict[str, str]]] = {
 
 
 def ask(client: Any, method: str, route: str, there: Records) -> HttpResponse:
-    """The answer; what a request changed that was served is taken back."""
+    """Send the request. If it is served, roll its changes back."""
     headers = {}
     if "/steps/" in route:
         headers["Idempotency-Key"] = contracts.idempotency_key(there.order.workflow_id)
@@ -180,7 +180,7 @@ def ask(client: Any, method: str, route: str, there: Records) -> HttpResponse:
 
 
 def is_refused(response: HttpResponse) -> bool:
-    """A record that is not there, and one of another, lead the admin to its first page."""
+    """Whether access is refused. For a record that is not found the admin shows its first page."""
     leads = response.headers.get("Location", "")
     return (
         response.status_code in (401, 403, 404, 405)
@@ -191,16 +191,16 @@ def is_refused(response: HttpResponse) -> bool:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_who_is_served(role: str) -> None:
-    """X3, X8, X10: each role, by GET and by POST, on each route: served, or refused, and then
-    nothing is changed. Nothing is a server error but the 503 of a Temporal that is down."""
+def test_role_is_served_as_the_table_says_and_else_changes_nothing(role: str) -> None:
+    """X3, X8, X10: each role, by GET and by POST, on each route, is served or refused, and a
+    refusal changes nothing. The only server error is the 503 while Temporal is down."""
     there = people.records()
+    user = people.person(role)
     before = factories.records()
     wrong = []
     for route, row in TABLE.items():
         for method, allowed in zip(("GET", "POST"), row, strict=True):
-            # Anew for each request: logging out is one of them.
-            user = people.person(role)
+            # A new client for each request, since one of them signs out.
             client = people.browser(user) if is_page(route) else people.program(user)
             response = ask(client, method, route, there)
             assert response.status_code < 500 or response.status_code == 503, f"{method} /{route}"
@@ -213,13 +213,13 @@ def test_who_is_served(role: str) -> None:
 @pytest.mark.parametrize("role", [ANONYMOUS, NOBODY, ROOT])
 @pytest.mark.parametrize("method", ["HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
 def test_other_methods_change_nothing(method: str, role: str) -> None:
-    """X8: no other method changes anything, whoever asks, or is a server error."""
+    """X8: no other method changes anything or is a server error, whoever uses it."""
     there = people.records()
     user = people.person(role)
+    browser, program = people.browser(user), people.program(user)
     before, last = factories.records(), AuditEntry.objects.count()
     for route in TABLE:
-        client = people.browser(user) if is_page(route) else people.program(user)
-        response = ask(client, method, route, there)
+        response = ask(browser if is_page(route) else program, method, route, there)
         assert response.status_code < 500 or response.status_code == 503, f"{method} /{route}"
         if method in ("PUT", "PATCH", "DELETE") and not route.startswith("admin/"):
             assert is_refused(response), f"{method} /{route}: {response.status_code}"
