@@ -1,4 +1,4 @@
-"""The pages in a real browser: what a person sees and clicks (requirements E2, X3, X5, X6)."""
+"""The pages in a real browser (requirements E2, X3, X5, X6)."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(params=["light", "dark"])
 def page(request: Any, browser: Browser, live_server: Any) -> Iterator[Page]:
-    """A signed-in approver; whatever the page complains of in the console fails the test."""
+    """A page of a signed-in approver. An error in the browser's console fails the test."""
     approver = factories.user(groups.APPROVER, username="ada", password="pass-of-ada")
     assert approver.check_password("pass-of-ada")
     context = browser.new_context(color_scheme=request.param, base_url=live_server.url)
@@ -73,9 +73,9 @@ def state(expense_id: str) -> str:
     return Expense.objects.get(expense_id=expense_id).state
 
 
-def test_the_open_list_stays_true_and_decides(page: Page) -> None:
-    """E2, X3: rows change on the open page without a reload; a click approves; a rejection asks
-    for its reason first."""
+def test_open_list_follows_changes_and_decides(page: Page) -> None:
+    """E2, X3: rows change on the open page without a reload. A click approves. A rejection first
+    asks for a reason."""
     for expense_id in ("lunch", "taxi", "train"):
         factories.expense(expense_id)
     page.goto("/list")
@@ -113,9 +113,9 @@ def test_the_open_list_stays_true_and_decides(page: Page) -> None:
     assert (decision.actor, decision.route, decision.reason) == ("ada", "page", "no receipt")
 
 
-def test_a_link_asks_and_a_click_decides(page: Page) -> None:
-    """E3, X8: a signed-in person who follows a link to a decision is asked first, with what the
-    expense is. No button has the focus, or a key that another page made them hold would decide."""
+def test_link_to_a_decision_asks_and_a_click_decides(page: Page) -> None:
+    """E3, X8: a link to a decision shows the expense and asks a signed-in person. No button has
+    the focus, so that a key that is held down from another page decides nothing."""
     employee = factories.user(groups.EMPLOYEE, username="emil")
     for expense_id in ("lunch", "taxi"):
         factories.expense(expense_id, submitter=employee)
@@ -135,9 +135,9 @@ def test_a_link_asks_and_a_click_decides(page: Page) -> None:
     expect(page.locator("tbody tr").nth(1)).to_contain_text("REJECTED")
 
 
-def test_the_admin_decides_and_shows_the_trail(page: Page) -> None:
-    """X3, X5: tick, choose, run; a missing reason is asked for; the expense's page shows who
-    decided, when, by which route and why."""
+def test_admin_decides_and_shows_the_trail(page: Page) -> None:
+    """X3, X5: tick, choose, run. The admin asks for a missing reason. The page of the expense shows
+    who decided, when, by which route and why."""
     employee = factories.user(groups.EMPLOYEE, username="emil")
     for expense_id in ("lunch", "taxi"):
         factories.expense(expense_id, submitter=employee)
@@ -163,9 +163,9 @@ def test_the_admin_decides_and_shows_the_trail(page: Page) -> None:
     expect(page.get_by_role("button", name="Approve")).to_have_count(0)
 
 
-def test_an_operator_retries(page: Page) -> None:
-    """X6: the page says what waits and why; a click retries, on the list and on a message's page,
-    and the rest stays as it is."""
+def test_operator_retries_one_message_and_the_rest_stays(page: Page) -> None:
+    """X6: the page says which messages wait and why. A click retries, on the list and on the page
+    of a message, and other messages stay unchanged."""
     User.objects.get(username="ada").groups.add(Group.objects.get(name=groups.OPERATOR))
     for expense_id in ("lunch", "taxi", "train"):
         address = factories.address(f"wf-{expense_id}")
@@ -195,9 +195,9 @@ def test_an_operator_retries(page: Page) -> None:
     expect(page.get_by_role("link", name="Its delivery to the workflow")).to_be_visible()
 
 
-def test_orders_are_decided_and_undone(page: Page) -> None:
-    """O10, O7, X5: an approver decides an order on its page, which tells what was ordered and what
-    was done and undone; the snapshot leads to each; the operator adds pieces to the stock."""
+def test_order_is_approved_and_a_failed_order_is_retried(page: Page) -> None:
+    """O10, O7, X5: an approver decides an order on its page, which shows the lines, the steps and
+    the undoes. The snapshot links to each order. The operator adds pieces to the stock."""
     User.objects.get(username="ada").groups.add(Group.objects.get(name=groups.OPERATOR))
     factories.order("ORD-1", orders.State.PENDING)
     factories.order("ORD-2", orders.State.FAILED)

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: does the product keep its promise while it is broken on purpose?"""
+"""`python -m tests.chaos`: break the product under load, and check that nothing is lost."""
 
 import argparse
 import asyncio
@@ -18,10 +18,10 @@ from tests.chaos import outage, run
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos",
-        description="Starts the product, submits and decides expenses over all of its routes, and "
-        "kills and freezes its processes meanwhile; a proxy loses replies between worker and site. "
-        "Then checks, from outside only, that no decision was lost or contradicted and nothing "
-        "paid twice (requirements X1, X2). Exits with 0 only if all of that holds.",
+        description="Start the product, submit and decide expenses over all routes, and meanwhile "
+        "kill and freeze its processes; a proxy loses replies between worker and site. Then check, "
+        "from outside only, that no decision was lost or contradicted and nothing was paid twice "
+        "(requirements X1, X2). The exit code is 0 only if all of that holds.",
         epilog="DATABASE_URL names the database; without it, SQLite. On a throwaway PostgreSQL "
         "server: python -m tests.postgres python -m tests.chaos …",
     )
@@ -36,19 +36,23 @@ def main() -> int:
         type=_count,
         metavar="N",
     )
-    parser.add_argument("--seed", type=int, help="repeats a run's plan (default: a new one)")
-    parser.add_argument("--keep", action="store_true", help="keep the run's folder in any case")
+    parser.add_argument(
+        "--seed", type=int, help="repeat the plan of an earlier run (default: a new plan)"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the folder of the run even if all holds"
+    )
     parser.add_argument(
         "--outage",
-        help="instead: N decisions while Temporal is down, how fast they are answered, and when "
-        "they are delivered once it is back",
+        help="instead: take N decisions while Temporal is down; measure how fast they are "
+        "answered, and when they are delivered after Temporal is back",
         type=_count,
         metavar="N",
     )
     parser.add_argument(
         "--frozen",
         action="store_true",
-        help="with --outage: Temporal is frozen; without, killed, and its port refuses",
+        help="with --outage: freeze Temporal instead of killing it",
     )
     options = parser.parse_args()
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
@@ -70,9 +74,7 @@ def main() -> int:
         return 130
     finally:
         if options.keep or not holds:
-            console.print(
-                f"The record: {folder}/record.jsonl; the logs are beside it", soft_wrap=True
-            )
+            console.print(f"The record is {folder}/record.jsonl, beside the logs", soft_wrap=True)
         else:
             shutil.rmtree(folder)
     return 0 if holds else 1

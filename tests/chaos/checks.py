@@ -1,5 +1,5 @@
-"""The invariants, judged from outside: HTTP answers, the ledger, the audit trail and Temporal's
-results; never the database."""
+"""The invariants, judged from outside: by HTTP answers, the ledger, the audit trail and the results
+of workflows, never by the database."""
 
 import asyncio
 import math
@@ -15,23 +15,23 @@ from worker import contracts
 
 T = TypeVar("T")
 AT_A_TIME = 32
-# The states that a verdict may have led to.
+# The states that each verdict leads to.
 STATES = {APPROVED: (APPROVED, "COMPLETED"), REJECTED: (REJECTED,)}
-# What each final state comes with: the workflow's result and the rows in the ledger …
+# For each final state: the result of the workflow, and the number of rows in the ledger.
 ENDS = {"COMPLETED": (contracts.COMPLETED, 1), "REJECTED": ("", 0)}
-# … and, of these entries in the audit trail, once each:
+# For each state: the decisions and payments in the audit trail, once each.
 DECISIONS_AND_PAYMENTS = ("approved", "rejected", "withdrawn", "paid")
 EVENTS = {"COMPLETED": ("approved", "paid"), "APPROVED": ("approved",), "REJECTED": ("rejected",)}
 
 INVARIANTS = {
-    "end": "each expense was decided, and its workflow ended, within 60 s of the last fault",
-    "answered": "each decision was answered, and as the protocol says",
+    "end": "each expense was decided and its workflow ended within 60 s of the last fault",
+    "answered": "each decision was answered as the protocol says",
     "I1": "each acknowledged create exists",
-    "I2": "at most one verdict was acknowledged, and it is the final one",
+    "I2": "at most one verdict was acknowledged, which is the final verdict",
     "I3": 'COMPLETED: result "COMPLETED", paid once; REJECTED: result "", not paid',
-    "I4": "no workflow runs whose expense is decided",
-    "I5": "the audit trail has one decision, the final one, and each payment",
-    "outbox": "nothing waits for its delivery",
+    "I4": "no workflow of a decided expense runs",
+    "I5": "the audit trail has one decision, the final verdict, and each payment",
+    "outbox": "no message waits for delivery",
 }
 
 
@@ -43,7 +43,7 @@ class Violation(NamedTuple):
 
 @dataclass
 class Seen:
-    """What an expense looks like from outside."""
+    """The state of an expense as seen from outside."""
 
     status: str
     """The body of `/status`."""
@@ -51,14 +51,14 @@ class Seen:
     """Whether the REST list has it."""
     payments: int
     result: str
-    """Of its workflow; in parentheses where it has none."""
+    """The result of the workflow; RUNNING or NO_WORKFLOW if there is none."""
     events: Counter[str] = field(default_factory=Counter)
-    """Its audit trail."""
+    """The entries in the audit trail."""
 
 
 async def waiting_seconds(load: Load) -> float | None:
-    """Age of the oldest message that waits for its delivery; None when none waits. Infinite where
-    the site does not say."""
+    """Return the age of the oldest waiting message, None if no message waits, or infinity if the
+    site does not answer."""
     try:
         answer = await load.site.get("/readyz")
         seconds: float | None = answer.json()["oldest_undelivered_seconds"]
@@ -68,7 +68,7 @@ async def waiting_seconds(load: Load) -> float | None:
 
 
 async def look(load: Load, expenses: Iterable[str], prefix: str) -> dict[str, Seen]:
-    """See each expense, and any other of that prefix that the site has."""
+    """Look at each expense, and at all others with the prefix that the site has."""
     listed = {row["expense_id"] for row in await load.rows("/api/v1/expenses/")}
     payments = Counter(row["expense_id"] for row in await load.rows("/api/v1/payments/"))
 
@@ -88,7 +88,7 @@ async def look(load: Load, expenses: Iterable[str], prefix: str) -> dict[str, Se
 
 
 def checked(told: Mapping[str, Told], seen: Mapping[str, Seen]) -> dict[str, int]:
-    """How many facts each invariant was checked on."""
+    """Return the number of facts on which each invariant was checked."""
     return dict.fromkeys(INVARIANTS, len(seen)) | {
         "answered": len(told),
         "I1": sum(client.created for client in told.values()),
@@ -98,7 +98,7 @@ def checked(told: Mapping[str, Told], seen: Mapping[str, Seen]) -> dict[str, int
 
 
 def judge(told: Mapping[str, Told], seen: Mapping[str, Seen]) -> list[Violation]:
-    """What is wrong with the expenses, given what their clients were told."""
+    """Compare each expense with the answers that its clients got."""
     violations = []
     for expense, was in seen.items():
         client = told.get(expense) or Told()
@@ -136,7 +136,7 @@ def _wrong(told: Told, seen: Seen) -> Iterable[tuple[str, str]]:
 async def each(
     items: Iterable[str], work: Callable[[str], Awaitable[T]], *, at_a_time: int = AT_A_TIME
 ) -> list[T]:
-    """The results, several at a time."""
+    """Do the work for all items, several at a time, and return the results."""
     slots = asyncio.Semaphore(at_a_time)
 
     async def one(item: str) -> T:

@@ -1,4 +1,4 @@
-"""The faults: kill -9, and SIGSTOP … SIGCONT, of each process of the product."""
+"""The faults: kill -9, or SIGSTOP and SIGCONT, for each process of the product."""
 
 import asyncio
 import contextlib
@@ -23,11 +23,11 @@ class Fault:
     kind: str
     target: str
     seconds: float
-    """How long it is frozen."""
+    """The duration of a freeze."""
 
 
 def draw(random: Random, count: int) -> list[Fault]:
-    """Faults in a random order; each kind of each target once before any of them comes again."""
+    """Draw faults in random order. Each kind hits each target once before any is repeated."""
     faults: list[Fault] = []
     while len(faults) < count:
         deck = list(product(KINDS, TARGETS))
@@ -40,7 +40,7 @@ def draw(random: Random, count: int) -> list[Fault]:
 
 
 async def strike(stack: Stack, fault: Fault, record: Record) -> None:
-    """Hit the target, as soon as it lives; returns when it is no longer frozen."""
+    """Hit the target as soon as it lives. Return when it is no longer frozen."""
     name, _, part = fault.target.partition(" ")
     while not (victims := _victims(stack, name, part)):
         await asyncio.sleep(0.05)
@@ -57,7 +57,7 @@ async def strike(stack: Stack, fault: Fault, record: Record) -> None:
 
 def _victims(stack: Stack, name: str, part: str) -> list[int]:
     if not stack.is_up():
-        raise RuntimeError(f"`up` has ended by itself; see {stack.console}")
+        raise RuntimeError(f"`up` has ended unexpectedly; see {stack.console}")
     living = stack.session(name)
     match part:
         case "group":
@@ -70,5 +70,5 @@ def _victims(stack: Stack, name: str, part: str) -> list[int]:
 
 def _send(pids: list[int], number: signal.Signals) -> None:
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):  # something else has ended it
+        with contextlib.suppress(ProcessLookupError):  # the process has ended meanwhile
             os.kill(pid, number)

@@ -1,4 +1,4 @@
-"""The load: expenses as honest clients submit and decide them, and what they were told."""
+"""The load: honest clients submit and decide expenses, and keep the answers that they got."""
 
 import asyncio
 import html
@@ -30,30 +30,30 @@ CHANGELIST = "/admin/expenses/expense/"
 
 
 class Unexpected(Exception):
-    """An answer that no honest client should get."""
+    """The site answered what no honest client should get."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One expense: who makes it, how many seconds later it is decided, and by whom."""
+    """One expense: how it is created, after how many seconds it is decided, and how."""
 
     expense: str
     maker: str
     pause: float
     deciders: tuple[tuple[str, str], ...]
-    """Verdict and route; two race."""
+    """Verdicts and routes. Two deciders race."""
 
 
 @dataclass
 class Told:
-    """What the clients of one expense were told."""
+    """The answers that the clients of one expense got."""
 
     created: bool = False
     acknowledged: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
-    """Verdicts that were answered with "decided otherwise"."""
+    """Verdicts that were answered with "already decided otherwise"."""
     unanswered: set[str] = field(default_factory=set)
-    """Verdicts and routes that are still asked for."""
+    """Decisions that have no answer yet."""
     finished: bool = False
     unexpected: list[str] = field(default_factory=list)
 
@@ -74,8 +74,8 @@ def draw(random: Random, count: int, prefix: str) -> list[Plan]:
 
 
 class Load:
-    """Carries plans out. A request without an answer, or with a 5xx, is repeated unchanged until
-    it is acknowledged or refused."""
+    """Carries out plans. Each request is repeated unchanged until the site acknowledges or refuses
+    it."""
 
     def __init__(
         self, stack: Stack, site: httpx.AsyncClient, temporal: Client, record: Record
@@ -91,7 +91,7 @@ class Load:
         self._session: dict[str, str] = {}
 
     async def sign_in(self) -> None:
-        """Open the session of the admin's decisions."""
+        """Open the session for decisions in the admin."""
         page = await self.site.get("/admin/login/")
         cookies = {"csrftoken": page.cookies["csrftoken"]}
         admin = self._stack.credentials("admin")
@@ -101,7 +101,7 @@ class Load:
         self._session = dict(answer.cookies)
 
     async def carry(self, plan: Plan) -> None:
-        """From the submission until the expense is paid or rejected and its workflow has ended."""
+        """Carry an expense until it is paid or rejected and its workflow has ended."""
         told = self.told[plan.expense] = Told()
         try:
             await (self.submit if plan.maker == "rest" else self._start)(plan.expense)
@@ -130,7 +130,7 @@ class Load:
         json: dict[str, str] | None = None,
         data: dict[str, str] | None = None,
     ) -> httpx.Response:
-        """The first answer below 500, however often it takes."""
+        """Repeat the request until there is an answer below 500."""
         while True:
             try:
                 answer = await self.site.request(method, url, headers=headers, json=json, data=data)
@@ -142,7 +142,7 @@ class Load:
             await asyncio.sleep(0.2)
 
     async def result(self, expense: str) -> str:
-        """Of its workflow; in parentheses where it has none."""
+        """Return the result of the workflow, RUNNING, NO_WORKFLOW, or a failure in parentheses."""
         workflow = self._temporal.get_workflow_handle(
             contracts.expense_workflow_id(expense), result_type=str
         )
@@ -161,7 +161,7 @@ class Load:
             await asyncio.sleep(0.2)
 
     async def rows(self, path: str) -> list[dict[str, Any]]:
-        """All pages of a REST list."""
+        """Return the rows of all pages of a REST list."""
         rows: list[dict[str, Any]] = []
         url = f"{path}?page_size=1000"
         while url:
@@ -187,7 +187,7 @@ class Load:
         self._record.write("created", expense=expense, route="rest", status=answer.status_code)
 
     async def _start(self, expense: str) -> None:
-        """As `manage.py startexpense` does; returns once the workflow has made the record."""
+        """Start as `startexpense` does. Return when the workflow has created the expense."""
         while True:
             try:
                 async with asyncio.timeout(5):
@@ -200,7 +200,9 @@ class Load:
                         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                     )
                 break
-            except WorkflowAlreadyStartedError:  # and closed: by an attempt without an answer
+            except (
+                WorkflowAlreadyStartedError
+            ):  # an unanswered attempt started it, and it has ended
                 break
             except (RPCError, RuntimeError, TimeoutError):
                 await asyncio.sleep(0.2)
@@ -228,7 +230,7 @@ class Load:
             status=status,
         )
 
-    # Each returns whether the verdict was acknowledged, and the status.
+    # Each of these returns whether the verdict was acknowledged, and the HTTP status.
 
     async def by_protocol(self, expense: str, verdict: str) -> tuple[bool, int]:
         url = f"/action?type={VERB[verdict]}&id={expense}&is_api_call=true"
@@ -250,7 +252,7 @@ class Load:
         form = {"action": VERB[verdict], "_selected_action": found.json()["id"], "reason": "chaos"}
         done = rf"{verdict.capitalize()}: {expense}\."
         skipped = rf"Skipped: {expense} was already (approved|rejected) by"
-        # The page that follows tells what came of it; where it is lost, the decision is repeated.
+        # The result is shown on the next page. If that page is lost, the decision is repeated.
         for _ in range(100):
             answer = await self.ask("POST", url, data=form, headers=_with_cookies(self._session))
             if answer.status_code != 302:
@@ -260,8 +262,8 @@ class Load:
             text = html.unescape(page.text)
             if re.search(done, text):
                 return True, answer.status_code
-            if standing := re.search(skipped, text):
-                return standing[1].upper() == verdict, answer.status_code
+            if final := re.search(skipped, text):
+                return final[1].upper() == verdict, answer.status_code
         raise Unexpected("admin action: no message about it")
 
 

@@ -1,4 +1,4 @@
-"""Temporal is down: how fast decisions are answered, and when they are delivered afterwards."""
+"""Measure how fast decisions are answered while Temporal is down, and when they arrive later."""
 
 import asyncio
 import os
@@ -23,14 +23,14 @@ DECISIONS_AT_A_TIME = 4
 P50_MS = 50.0
 P99_MS = 500.0
 DELIVERED_SECONDS = 30.0
-# Then it is not waited for any longer.
+# The run gives up after this time.
 PATIENCE_SECONDS = 300.0
 
 
 async def run(
     folder: Path, count: int, *, frozen: bool, seed: int, console: Console, command: str
 ) -> bool:
-    """Whether the answers and the deliveries kept the limits. `command` repeats the run."""
+    """Return whether answers and deliveries kept the limits. `command` repeats the run."""
     random = Random(seed)
     expenses = [f"outage-{seed}-{int(time.time()):x}-{number}" for number in range(count)]
     record = Record(folder / "record.jsonl")

@@ -1,4 +1,4 @@
-"""What was acknowledged and what was broken, as JSON lines; never a token or a secret."""
+"""A record of answers and faults as JSON lines, without tokens or secrets."""
 
 import json
 import threading
@@ -9,18 +9,18 @@ from typing import Any
 
 
 class Record:
-    """A file of lines {"at", "what", …}, each written out at once, by any thread."""
+    """A file of lines {"at", "what", …}. Any thread may write; each line is flushed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._file = path.open("w", buffering=1)
         self.counts: Counter[str] = Counter()
-        """Lines by what they say."""
+        """The number of lines by their `what`."""
         self._lines_of: dict[str, list[str]] = {}
 
     def write(self, what: str, *, expense: str | None = None, **fields: Any) -> None:
-        """`expense` is the expense's id, where the line is about one."""
+        """Write a line. `expense` is the id of the expense that the line is about, if any."""
         about = {"expense": expense} if expense else {}
         line = json.dumps({"at": datetime.now(UTC).isoformat(), "what": what, **about, **fields})
         with self._lock:

@@ -1,4 +1,4 @@
-"""The chaos run: load and faults on one timeline, then the judgement."""
+"""The chaos run: load and faults on one timeline, then the check of the invariants."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ DROPPED = 0.1
 # Seconds from one fault to the next, on average.
 FAULT_GAP = 2.75
 IN_FLIGHT = 100
-# An expense that takes longer leaves its place to another, and is carried on.
+# An expense that takes longer gives its place to another one, and continues.
 PLACE_SECONDS = 60.0
 CONSISTENT_SECONDS = 60.0
 LOOK_SECONDS = 600.0
@@ -36,7 +36,7 @@ SHOWN = 10
 async def run(
     folder: Path, expenses: int, count: int, *, seed: int, console: Console, command: str
 ) -> bool:
-    """Whether every invariant held. `command` is the one that repeats the run."""
+    """Return whether every invariant held. `command` repeats the run."""
     random = Random(seed)
     prefix = f"chaos-{seed}-{int(time.time()):x}-"
     plans = load.draw(random, expenses, prefix)
@@ -62,7 +62,7 @@ async def run(
             began = time.monotonic()
             async with shown(console, state, done, expenses):
                 tasks = await _timeline(random, stack, carried, plans, planned, record)
-                drops.stopped = True  # a lost reply is a fault as well
+                drops.stopped = True  # a lost reply is a fault too
                 seconds = await _settle(carried, tasks)
                 pace = done() / (time.monotonic() - began)
             async with asyncio.timeout(LOOK_SECONDS):
@@ -84,7 +84,7 @@ async def run(
 
 
 class _Drops:
-    """Which replies are lost: a tenth of them, until it is stopped."""
+    """Choose the replies that are lost: a tenth of them, until `stopped`."""
 
     def __init__(self, random: Random, record: Record) -> None:
         self.stopped = False
@@ -108,10 +108,10 @@ async def _timeline(
     planned: Sequence[Fault],
     record: Record,
 ) -> "list[asyncio.Task[None]]":
-    """Start the expenses, evenly, and the faults, at random moments between them; returns when the
-    last fault is over, with the tasks of the expenses.
+    """Start the expenses at even intervals and the faults at random moments between them.
 
-    A load that falls behind holds the faults back as well: it lasts as long as they do.
+    Return the tasks of the expenses when the last fault is over. A load that falls behind delays
+    the faults too, so both end together.
     """
     length = FAULT_GAP * len(planned)
     events: list[tuple[float, Plan | Fault]] = [
@@ -140,7 +140,7 @@ async def _timeline(
 
 
 async def _settle(carried: Load, tasks: "Sequence[asyncio.Task[None]]") -> float | None:
-    """The seconds until nothing is under way any more; None where that takes too long."""
+    """Return the seconds until all work is done; None after CONSISTENT_SECONDS."""
     began = time.monotonic()
     try:
         async with asyncio.timeout(CONSISTENT_SECONDS):
@@ -156,7 +156,7 @@ async def _settle(carried: Load, tasks: "Sequence[asyncio.Task[None]]") -> float
 async def shown(
     console: Console, state: Callable[[], str], done: Callable[[], int], total: int
 ) -> AsyncIterator[None]:
-    """A progress bar while the block runs; without a terminal, a line now and then."""
+    """Show a progress bar while the block runs; without a terminal, a line now and then."""
 
     async def lines() -> None:
         while True:
@@ -181,7 +181,7 @@ async def shown(
 
 
 def _show(console: Console, violations: Sequence[Violation], record: Record) -> None:
-    """The first violated expenses: what is wrong, and the lines of the record about them."""
+    """Print the first violations, with the lines of the record about their expenses."""
     by_expense: dict[str, list[Violation]] = {}
     for violation in violations:
         by_expense.setdefault(violation.expense, []).append(violation)

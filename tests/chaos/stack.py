@@ -1,4 +1,4 @@
-"""The product as `manage.py up` runs it, on free ports and with a data directory of its own."""
+"""The product as `manage.py up` runs it, on free ports and in a new data directory."""
 
 import contextlib
 import http.cookiejar
@@ -23,10 +23,11 @@ STOP_SECONDS = 60.0
 
 
 class Stack:
-    """`up` in `folder`, the worker's way to the site through a proxy that loses the replies for
-    which `drops` is true.
+    """`up` in `folder`, with a proxy between worker and site that loses the replies for which `drops`
+    is true.
 
-    `folder` needs room for two databases. Enter it in the main thread: `up` ends with the thread.
+    `folder` needs room for two databases. Enter the stack in the main thread: `up` ends with the
+    thread that started it.
     """
 
     def __init__(self, folder: Path, drops: Callable[[str], bool]) -> None:
@@ -46,17 +47,17 @@ class Stack:
     def __enter__(self) -> Self:
         installed = Path(sys.executable).with_name("temporal")
         cli = installed if installed.exists() else shutil.which("temporal")
-        # The server that `up` runs, and starts again, waits while it is held down.
+        # Temporal waits at its start, and at each restart, while it is held down.
         self._temporal_cli.write_text(
             f'#!/bin/sh\nwhile [ "$1" = server ] && [ -e "{self._held}" ]; do sleep 0.05; done\n'
             f'exec "{cli}" "$@"\n'
         )
         self._temporal_cli.chmod(0o700)
-        # Nothing of this person's own settings but the database.
+        # Of the caller's own settings only the database.
         passed = ("PATH", "HOME", "DATABASE_URL")
         environment = {name: os.environ[name] for name in passed if name in os.environ} | {
             "TEMPORAL_CLI_PATH": str(self._temporal_cli),
-            # One employee submits half of all expenses.
+            # A single employee submits half of all expenses.
             "SUBMISSIONS_PER_HOUR": "1000000",
             # Under `make`, `up` stops when its parent is killed.
             "MAKELEVEL": "1",
@@ -91,7 +92,7 @@ class Stack:
         return self._up.poll() is None
 
     def client(self) -> httpx.AsyncClient:
-        """A client of the site that keeps no cookies: its many users would share them."""
+        """Return a client without cookies, since its many users would share them."""
         none = http.cookiejar.DefaultCookiePolicy(allowed_domains=[])
         return httpx.AsyncClient(
             base_url=self.url,
@@ -109,11 +110,11 @@ class Stack:
         return {"Authorization": f"Bearer {self.credentials(role)['token']}"}
 
     def session(self, name: str) -> list[int]:
-        """The living processes of a child: its main process, if it lives, first."""
+        """Return the living processes of a child, the main process first."""
         main = int(json.loads((self.data / "processes.json").read_text())[name])
         living = []
         for entry in Path("/proc").iterdir():
-            # What is no process, or ends meanwhile.
+            # Skip what is no process or ends meanwhile.
             with contextlib.suppress(OSError, ValueError, IndexError):
                 state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
                 if int(session) == main and state != "Z":
@@ -121,7 +122,7 @@ class Stack:
         return sorted(living, key=lambda pid: (pid != main, pid))
 
     def hold_temporal_down(self) -> None:
-        """Kill Temporal; its port then refuses connections until it is let up."""
+        """Kill Temporal. Its port refuses connections until `let_temporal_up`."""
         self._held.touch()
         os.kill(self.session("temporal")[0], signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""The judge of `make chaos`: what is sound passes, what is not is named."""
+"""The check of `make chaos`: it accepts sound expenses and names what is wrong with others."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ def told(
     unexpected: tuple[str, ...] = (),
     finished: bool = True,
 ) -> Told:
-    """What the clients of an expense that was created were told."""
+    """Return the answers to the clients of a created expense."""
     return Told(
         created=True,
         acknowledged=set(acknowledged),
@@ -52,8 +52,8 @@ WAITING = seen("CREATED")
         (told(REJECTED, refused=(APPROVED,)), NOT_PAID),
     ],
 )
-def test_sound(client: Told, was: Seen) -> None:
-    """X1, X2: an expense that came to its end, as its clients were told."""
+def test_sound_expense_violates_nothing(client: Told, was: Seen) -> None:
+    """X1, X2: an expense that ended as its clients were told."""
     assert judge({"lunch": client}, {"lunch": was}) == []
 
 
@@ -62,18 +62,18 @@ def test_sound(client: Told, was: Seen) -> None:
     [
         (told(finished=False), WAITING, ["end"]),
         (told(unanswered=("APPROVED by rest",)), WAITING, ["answered"]),
-        # It was told so, and carried no further.
+        # The client got this answer, and stopped.
         (told(unexpected=("action: 400",), finished=False), WAITING, ["answered"]),
         (told(), seen("CREATED", listed=False), ["I1"]),
         (told(), seen("ERROR:INVALID_ID"), ["I1", "I4"]),
-        # Both acknowledged, so that one is not the final one.
+        # Both were acknowledged, so one of them is not final.
         (told(APPROVED, REJECTED), PAID, ["I2", "I2"]),
         (told(APPROVED), NOT_PAID, ["I2"]),
         (told(REJECTED), PAID, ["I2"]),
         (told(APPROVED), WAITING, ["I2"]),
         (told(refused=(APPROVED,)), PAID, ["I2"]),
         (told(refused=(REJECTED,)), NOT_PAID, ["I2"]),
-        # Paid twice, not at all, with another result, too early, or though it is rejected.
+        # Paid twice, not at all, with another result, too early, or although it is rejected.
         (
             told(APPROVED),
             seen("COMPLETED", "approved", "paid", result="COMPLETED", payments=2),
@@ -86,7 +86,7 @@ def test_sound(client: Told, was: Seen) -> None:
         (told(REJECTED), seen("REJECTED", "rejected", result="COMPLETED"), ["I3"]),
         (told(APPROVED), seen("APPROVED", "approved"), ["I4"]),
         (told(REJECTED), seen("REJECTED", "rejected"), ["I3", "I4"]),
-        # No decision, two, the other one, another payment.
+        # No decision, two, the opposite decision, another payment.
         (told(REJECTED), seen("REJECTED", result=""), ["I5"]),
         (told(REJECTED), seen("REJECTED", "rejected", "rejected", result=""), ["I5"]),
         (told(REJECTED), seen("REJECTED", "approved", result=""), ["I5"]),
@@ -99,12 +99,14 @@ def test_sound(client: Told, was: Seen) -> None:
         (told(), seen("CREATED", "approved"), ["I5"]),
     ],
 )
-def test_violation(client: Told, was: Seen, broken: list[str]) -> None:
-    """X1, X2: each invariant is named where it does not hold, and no other."""
+def test_violated_invariant_is_named_and_no_other(
+    client: Told, was: Seen, broken: list[str]
+) -> None:
+    """X1, X2: the invariants that do not hold are named, and no others."""
     assert [violation.invariant for violation in judge({"lunch": client}, {"lunch": was})] == broken
 
 
-def test_expense_that_nobody_made() -> None:
-    """X1: an expense of which no client was told has no end; nobody expects to find it."""
+def test_expense_that_no_client_made_is_named() -> None:
+    """X1: the site has an expense that no client created."""
     other = seen("CREATED", listed=False)
     assert [found.invariant for found in judge({}, {"other": other})] == ["end"]

@@ -17,7 +17,7 @@ from tests.faults.stack import Database, Stack
 
 @pytest.fixture(scope="session")
 def database() -> Iterator[Database]:
-    """A migrated database beside the suite's own, on the same engine."""
+    """A second, migrated database on the engine of the test database."""
     server = os.environ.get("DATABASE_URL", "sqlite://")
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         if server.startswith("sqlite"):

@@ -1,7 +1,7 @@
-"""The product's processes with the points of `tests.faults.points` in them.
+"""Run a process of the product with the points of `tests.faults.points` installed.
 
-`python -m tests.faults.launch COMMAND` is `manage.py COMMAND`. FAULTS_DIR is the folder that says
-which point is armed.
+`python -m tests.faults.launch COMMAND` runs `manage.py COMMAND`. FAULTS_DIR is the folder with the
+armed points.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What people do while something fails, what they are told, and what must be true afterwards."""
+"""Users who carry expenses through while something fails, and what must be true afterwards."""
 
 import asyncio
 import contextlib
@@ -17,13 +17,13 @@ from worker import contracts
 T = TypeVar("T")
 Verb = Literal["approve", "reject"]
 
-# A client gives up, and asks again.
+# A client gives up after this time, and repeats the request.
 CLIENT_SECONDS = 1.5
-# "Within a bounded time": the longest chain of timeouts and back-offs, doubled for a slow machine.
+# The longest chain of timeouts and back-offs, doubled for a slow machine.
 BOUND_SECONDS = 30.0
-# Whoever decides does not wait longer for a registration that may not come.
+# An approver waits no longer for a registration that may not come.
 PATIENCE_SECONDS = 4.0
-# A fault here may keep an expense from its registration until it is decided.
+# A fault here may prevent the registration of an expense until it is decided.
 HINDER_REGISTRATION = {
     "created",
     "registered",
@@ -31,14 +31,16 @@ HINDER_REGISTRATION = {
     "registration-unasked",
     "registration-answered",
 }
-# A web process that has found Temporal silent leaves delivery to the relay for a while, and the
-# point in it is not passed.
+# A web process that got no answer from Temporal leaves delivery to the relay for a while, so its
+# point may not be passed in one round.
 ROUNDS = 3
 
 
 async def survive(stack: Stack, point: Point, action: Action) -> None:
-    """Carry three expenses from their start to their end, while the point fails once; three others
-    where it did not. It must fail in one of the rounds."""
+    """Carry three expenses from start to end while the point fails once.
+
+    If the point was not passed, repeat with three others, up to ROUNDS times.
+    """
     for _ in range(ROUNDS):
         if await _survive(stack, point, action):
             return
@@ -46,7 +48,7 @@ async def survive(stack: Stack, point: Point, action: Action) -> None:
 
 
 async def _survive(stack: Stack, point: Point, action: Action) -> bool:
-    """Whether the point has failed."""
+    """Carry one round of expenses; return whether the point failed."""
     ids = [f"{point.name}-{action}-{uuid.uuid4().hex[:8]}-{number}" for number in (1, 2, 3)]
     first, second, third = ids
     async with People(stack) as people:
@@ -65,7 +67,7 @@ async def _survive(stack: Stack, point: Point, action: Action) -> bool:
                 )
             await asyncio.gather(*map(people.see, ids))
             fired = stack.has_fired(point)
-        # What hung has gone on: too late, and that changes nothing.
+        # The hanging call has continued, too late: nothing changes.
         await asyncio.gather(*map(people.see, ids))
     assert stack.database.rows(
         "SELECT count(*) FROM approvals_decision WHERE id NOT IN "
@@ -75,9 +77,9 @@ async def _survive(stack: Stack, point: Point, action: Action) -> bool:
 
 
 class People:
-    """Who uses the site: they ask again where no answer comes, and remember what they were told.
+    """Users of the site, who repeat a request until an answer comes.
 
-    `told` is the verdict that was acknowledged, by expense id. Use as an async context manager.
+    `told` has the acknowledged verdict by expense id. Use as an async context manager.
     """
 
     def __init__(self, stack: Stack) -> None:
@@ -87,21 +89,21 @@ class People:
 
     async def __aenter__(self) -> Self:
         self._temporal = await Client.connect(self._stack.temporal_address)
-        self._mending = asyncio.create_task(self._mend())
+        self._restarting = asyncio.create_task(self._restart())
         await self._answer("GET", "/status", "approver", params={"id": "none"})
         return self
 
     async def __aexit__(self, *_: Any) -> None:
-        self._mending.cancel()
+        self._restarting.cancel()
         await self._http.aclose()
 
-    async def _mend(self) -> None:
+    async def _restart(self) -> None:
         while True:
-            self._stack.mend()
+            self._stack.restart()
             await asyncio.sleep(0.05)
 
     async def until(self, ask: Callable[[], T], seconds: float = BOUND_SECONDS) -> T:
-        """The first true answer; the last one after `seconds`."""
+        """Return the first true answer, or the last answer after `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not (answer := ask()):
@@ -109,7 +111,7 @@ class People:
         return answer
 
     async def start(self, expense_id: str) -> None:
-        """As `startexpense` does."""
+        """Start a workflow as `startexpense` does."""
         await self._temporal.start_workflow(
             contracts.EXPENSE_WORKFLOW,
             expense_id,
@@ -129,7 +131,7 @@ class People:
         assert answer.status_code in (200, 201), answer.text
 
     async def registered(self, *expense_ids: str, seconds: float = BOUND_SECONDS) -> bool:
-        """Whether each of them has a callback within `seconds`."""
+        """Whether each expense has a callback within `seconds`."""
         marks = ", ".join("?" for _ in expense_ids)
         count = (
             "SELECT count(*) FROM expenses_callbackaddress JOIN expenses_expense "
@@ -142,8 +144,8 @@ class People:
         )
 
     async def decide(self, expense_id: str, verb: Verb) -> None:
-        """The first approver wants `verb`; while no answer comes, the second wants the opposite,
-        then the first again, until one is told that it is done."""
+        """Decide until one approver's decision is acknowledged: in turns, the first approver asks
+        for `verb` and the second approver for the opposite."""
         opposite: Verb = "reject" if verb == "approve" else "approve"
         turns = itertools.cycle([(verb, "approver"), (opposite, "second approver")])
         for wanted, who in turns:
@@ -158,7 +160,7 @@ class People:
             assert answer.text == "ERROR:INVALID_STATE"
 
     async def approve_in_bulk(self, *expense_ids: str) -> None:
-        """The admin's action on these rows, again until it is answered."""
+        """Run the admin's action on these rows, until it is answered."""
         form = {"username": "anna", "password": "anna"}
         page = await self._answer("GET", "/admin/login/")
         form["csrfmiddlewaretoken"] = self._http.cookies["csrftoken"]
@@ -183,8 +185,9 @@ class People:
         self.told |= dict.fromkeys(expense_ids, "approve")
 
     async def see(self, expense_id: str) -> None:
-        """The acknowledged verdict stands alone, in the database, at Temporal and over HTTP: paid
-        once where approved, never where rejected; nothing waits (requirements X1, X2)."""
+        """Check that the acknowledged verdict is the only one, in the database, at Temporal and
+        over HTTP: an approved expense is paid once, a rejected one never, and no message waits
+        (requirements X1, X2)."""
         verb = self.told[expense_id]
         approved = verb == "approve"
         verdict = "APPROVED" if approved else "REJECTED"
@@ -210,7 +213,7 @@ class People:
         assert self._records(expense_id) == end
 
     async def result(self, expense_id: str) -> str:
-        """What the workflow returns; raises TimeoutError."""
+        """Return the result of the workflow. Raises TimeoutError."""
         handle = self._temporal.get_workflow_handle(contracts.expense_workflow_id(expense_id))
         async with asyncio.timeout(BOUND_SECONDS):
             return str(await handle.result())
@@ -259,7 +262,7 @@ class People:
     async def _answer(
         self, method: str, path: str, who: str = "", **request: Any
     ) -> httpx.Response:
-        """The answer to a request that is repeated until there is one."""
+        """Repeat a request until it is answered."""
         async with asyncio.timeout(BOUND_SECONDS):
             while True:
                 answer = await self._ask(method, path, who, **request)
@@ -276,7 +279,7 @@ class People:
         headers: dict[str, str] | None = None,
         **rest: Any,
     ) -> httpx.Response | None:
-        """None where no answer came. An answer is never a failure of the site."""
+        """Send a request; None if no answer came. An answer with 5xx fails the test."""
         headers = dict(headers or {})
         if who:
             headers["Authorization"] = f"Bearer {self._stack.database.tokens[who]}"
@@ -289,5 +292,5 @@ class People:
 
 
 def _decision(expense_id: str, verb: Verb) -> dict[str, str]:
-    # A reason only a rejection needs.
+    # Only a rejection needs the reason.
     return {"type": verb, "id": expense_id, "is_api_call": "true", "reason": "as tested"}

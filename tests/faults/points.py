@@ -1,14 +1,13 @@
 """Points of the product's code at which tests let a process fail, and what recovers from it.
 
-The product knows nothing of them: :func:`install` wraps its functions in the processes that
-`tests.faults.launch` starts. A point that is armed fires once, at the first passage that it is
-about, and leaves a mark with the id of the process. The actions:
+The product does not know the points: :func:`install` wraps functions of the product in the
+processes that `tests.faults.launch` starts. An armed point fires once, at the first matching call,
+and writes the id of the process to a file. The actions:
 
-- `exit`: the process ends at that line, as by a crash.
-- `hang`: the thread or coroutine stands still until the point is disarmed.
-- `drop`: the work is done, and its caller never sees the answer. Of an HTTP request the answer is
-  dropped by `tests.faults.proxy` after the site gave it; other calls raise the error of a lost
-  connection after they were applied.
+- `exit`: the process ends at that line, as in a crash.
+- `hang`: the thread or coroutine waits until the test disarms the point.
+- `drop`: the work is done, but the caller gets no answer. `tests.faults.proxy` drops the answer to
+  an HTTP request; other calls raise the error of a lost connection after the work.
 """
 
 import asyncio
@@ -30,7 +29,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 EXIT_CODE: Final = 70
-# How often what hangs looks whether it may go on.
+# A hanging call looks this often whether its point is still armed.
 HANG_SECONDS: Final = 0.2
 
 Action = Literal["exit", "hang", "drop"]
@@ -47,12 +46,12 @@ def _database_lost() -> Exception:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A line of the product: `when` the function at `place` is called, in `process`.
+    """A line of the product: before or after the function at `place` is called in `process`.
 
-    `about` says of a call's arguments whether it is meant. `frees` says what ends a hang: "kill"
-    where the process must be killed, otherwise what takes over without a kill. `reply` is the
-    beginning of the request whose answer `drop` loses, `error` what `drop` raises instead.
-    `without` says why an action means nothing here.
+    `about` says whether a call with these arguments matches. `frees` says what ends a hang: "kill"
+    if the process must be killed, otherwise the mechanism that takes over. `drop` loses the answer
+    to the request that begins with `reply`, or raises `error`. `without` gives the reason for each
+    action that is not tried here.
     """
 
     name: str
@@ -70,7 +69,7 @@ class Point:
         assert {action for action, meant in means.items() if not meant} == set(self.without)
 
 
-_UNANSWERED: Final = "nothing is done yet that could be answered"
+_UNANSWERED: Final = "there is no answer yet"
 _COMPLETE: Final = "temporalio.client:AsyncActivityHandle.complete"
 
 
@@ -93,10 +92,11 @@ def _settles_decision(attempts: Any, **_: Any) -> bool:
     return any(not _starts(attempt.message) for attempt in attempts)
 
 
+# Three groups, each with its own test file, so that they run at the same time.
 # A decision and its delivery at commit.
 DECISION: Final = (
     Point(
-        name="decision-taken",  # compare-and-set done, its transaction open
+        name="decision-taken",  # after the compare-and-set, within the transaction
         process="web",
         place="approvals.services:record_decision",
         when="before",
@@ -104,18 +104,18 @@ DECISION: Final = (
         without={"drop": _UNANSWERED},
     ),
     Point(
-        name="decision-recorded",  # its message not enqueued yet
+        name="decision-recorded",  # before the message is enqueued
         process="web",
         place="outbox.services:enqueue",
         when="before",
         about=lambda kind, *_: kind != "start_workflow",
         without={
-            "hang": "holds the locks of decision-taken, which is freed by the same kill",
+            "hang": "the same locks as at decision-taken, freed by the same kill",
             "drop": _UNANSWERED,
         },
     ),
     Point(
-        name="decision-committed",  # not handed over yet
+        name="decision-committed",  # before the message is handed over
         process="web",
         place="outbox.deliverer:hand_over",
         when="before",
@@ -124,12 +124,12 @@ DECISION: Final = (
         reply="GET /action?type=approve",
     ),
     Point(
-        name="bulk-row",  # one of three
+        name="bulk-row",  # the second of three rows
         process="web",
         place="expenses.services:decide_expense",
         when="after",
         about=lambda expense, **_: expense.expense_id.endswith("-2"),
-        frees="each row is a transaction of its own; the approver does the rest again",
+        frees="each row is its own transaction, and the approver repeats the action",
         reply="POST /admin/expenses/expense/",
     ),
     Point(
@@ -165,7 +165,7 @@ DECISION: Final = (
         when="after",
         about=_settles_decision,
         error=_database_lost,
-        without={"hang": "holds up the next ones as delivery-unsettled does"},
+        without={"hang": "delays the next messages, as at delivery-unsettled"},
     ),
 )
 
@@ -193,10 +193,10 @@ CARRYING: Final = (
         place="expenses.services:record_payment",
         when="after",
         frees="the worker's bound of a request",
-        reply="GET /action?id=",  # the worker names the id first, deciders the type
+        reply="GET /action?id=",  # in a decision the type comes first
     ),
     Point(
-        name="submission-committed",  # its start not handed over yet
+        name="submission-committed",  # before the message is handed over
         process="web",
         place="outbox.deliverer:hand_over",
         when="before",
@@ -214,7 +214,7 @@ CARRYING: Final = (
     ),
 )
 
-# The relay, which delivers alone meanwhile, and the worker.
+# The worker, and the relay, which alone delivers meanwhile.
 BACKGROUND: Final = (
     Point(
         name="relay-leased",
@@ -234,7 +234,7 @@ BACKGROUND: Final = (
         error=_call_lost,
     ),
     Point(
-        name="relay-attempted",  # not settled yet
+        name="relay-attempted",  # before the message is settled
         process="relay",
         place="outbox.delivery:settle",
         when="before",
@@ -249,7 +249,7 @@ BACKGROUND: Final = (
         when="after",
         about=_settles_decision,
         error=_database_lost,
-        without={"hang": "the relay stands as at relay-attempted, and less is left to do"},
+        without={"hang": "the same as at relay-attempted, with less left to do"},
     ),
     Point(
         name="create-unasked",
@@ -266,17 +266,17 @@ BACKGROUND: Final = (
         place="worker.site:Site.request",
         when="before",
         about=_is_of("/registerCallback"),
-        frees="the decision, which finds the attempt by its type",
+        frees="the decision, which finds the attempt by the activity type",
         without={"drop": _UNANSWERED},
     ),
     Point(
-        name="registration-answered",  # not yet waiting
+        name="registration-answered",  # before the activity waits
         process="worker",
         place="worker.site:Site.request",
         when="after",
         about=_is_of("/registerCallback"),
-        frees="the decision, which completes the attempt by its token",
-        without={"drop": "the same for the worker as registered"},
+        frees="the decision, which completes the attempt by the task token",
+        without={"drop": "the same as at registered"},
     ),
     Point(
         name="payment-answered",
@@ -285,7 +285,7 @@ BACKGROUND: Final = (
         when="after",
         about=_is_of("/action", type="payment"),
         frees="the timeout of the activity",
-        without={"drop": "the same for the worker as paid"},
+        without={"drop": "the same as at paid"},
     ),
 )
 
@@ -298,7 +298,7 @@ def called(name: str) -> Point:
 
 
 def cases(points: Sequence[Point]) -> list[Any]:
-    """Parameters of a test: each point with each of its actions."""
+    """Return the parameters of a test: each point with each of its actions."""
     return [
         pytest.param(point, action, id=f"{point.name}-{action}")
         for point in points
@@ -307,9 +307,8 @@ def cases(points: Sequence[Point]) -> list[Any]:
     ]
 
 
-# Shorter than the product's, for the time of the tests; each stays longer than what it outlasts:
-# a relay's lease than an attempt and a back-off, an attempt than its calls, an activity than a
-# request.
+# Shorter times than the product's. The order is kept: a relay's lease is longer than an attempt and
+# a back-off, an attempt longer than its calls, an activity longer than a request.
 SHORTER: Final = {
     "outbox.services:COMMIT_LEASE": timedelta(seconds=1),
     "outbox.delivery:ATTEMPT_SECONDS": 3.5,
@@ -321,7 +320,7 @@ SHORTER: Final = {
     "worker.site:TOTAL_SECONDS": 1.5,
     "worker.site:READ_SECONDS": 1.0,
 }
-# Activities that make a request: of an expense, of an order's step and of its undoing.
+# Timeouts of activities that send a request: for an expense, a step and an undo of an order.
 REQUEST_ACTIVITIES: Final = (timedelta(seconds=10), timedelta(seconds=30), timedelta(seconds=60))
 SHORTER_REQUEST_ACTIVITY: Final = timedelta(seconds=2)
 SHORTER_WORKFLOW_TASK: Final = timedelta(seconds=2)
@@ -332,30 +331,30 @@ SHORTER_INTERVALS: Final = {
 
 
 class Faults:
-    """What is armed, in a folder that the test and the processes share."""
+    """The armed points: files in a folder that the test and the processes share."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        # While it exists, no web process delivers.
+        # While this file exists, no web process delivers.
         self.relay_alone = folder / "relay-alone"
 
     def arm(self, point: Point, action: Action) -> None:
         (self._folder / point.name).write_text(action)
 
     def disarm(self, point: Point) -> None:
-        """What hangs there goes on."""
+        """Disarm the point and let a hanging call continue."""
         (self._folder / point.name).unlink(missing_ok=True)
         self._mark(point).unlink(missing_ok=True)
 
     def fired_in(self, point: Point) -> int | None:
-        """The process in which the point fired; None before it has."""
+        """Return the id of the process in which the point fired; None before."""
         try:
             return int(self._mark(point).read_text() or 0) or None
         except FileNotFoundError:
             return None
 
     def claim(self, point: Point) -> str | None:
-        """The action, for the first who asks; None for everybody else."""
+        """Return the action to the first caller, and None to the others."""
         armed = self._folder / point.name
         try:
             action = armed.read_text()
@@ -370,12 +369,12 @@ class Faults:
 
 
 def install(process: str, faults: Faults) -> None:
-    """Wrap the points of `process`, in this process, and shorten its times."""
+    """Install the points of `process` in the current process, and shorten its times."""
     for place, value in SHORTER.items():
         _replace(place, lambda _, value=value: value)
-    # A workflow task that dies with its worker is repeated after 10 s.
+    # A workflow task is repeated after this time when its worker has died; the default is 10 s.
     Client.start_workflow.__kwdefaults__["task_timeout"] = SHORTER_WORKFLOW_TASK
-    # The workflow's sandbox passes this module through, and imports the workflow's own anew.
+    # The sandbox imports the workflow's module again, but shares `temporalio.workflow`.
     _replace("temporalio.workflow:execute_activity", _with_shorter_times)
     if process == "web":
         _replace(
@@ -383,22 +382,22 @@ def install(process: str, faults: Faults) -> None:
             lambda is_ready: lambda: not faults.relay_alone.exists() and is_ready(),
         )
     if process == "relay":
-        # The net below is taken away, so that delivery itself is seen to hold.
-        _replace("outbox.reconciliation:Reconciler.step", lambda _: _look_away)
+        # Without reconciliation, delivery alone has to succeed.
+        _replace("outbox.reconciliation:Reconciler.step", lambda _: _do_nothing)
     for point in ALL:
         if point.process == process:
             _replace(point.place, lambda function, point=point: _wrapped(function, point, faults))
 
 
 def _replace(place: str, make: Callable[[Any], Any]) -> None:
-    """Set what is at `place` to what `make` makes of it."""
+    """Replace the object at `place` with `make(object)`."""
     module, _, path = place.partition(":")
     *holders, name = path.split(".")
     holder = pkgutil.resolve_name(":".join([module, *holders[:1]]))
     setattr(holder, name, make(getattr(holder, name)))
 
 
-async def _look_away(_: Any) -> None:
+async def _do_nothing(_: Any) -> None:
     pass
 
 
@@ -453,7 +452,7 @@ def _with_shorter_times(execute_activity: Callable[..., Any]) -> Callable[..., A
 
 
 def with_shorter_intervals(execute_activity: Callable[..., Any]) -> Callable[..., Any]:
-    """Retries come sooner."""
+    """Shorten the intervals between retries."""
 
     @functools.wraps(execute_activity)
     def shorter(*args: Any, retry_policy: Any, **kwargs: Any) -> Any:

@@ -1,5 +1,5 @@
-"""`python -m tests.faults.prepare`: make the database of DATABASE_URL; prints its
-people's tokens as JSON."""
+"""`python -m tests.faults.prepare`: create tables and users in DATABASE_URL; print the users'
+tokens as JSON."""
 
 import json
 

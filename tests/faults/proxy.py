@@ -1,4 +1,4 @@
-"""Replies that get lost on their way from the site."""
+"""A proxy that loses replies of the site."""
 
 import asyncio
 import re
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Self
 
-# The longest head, and more waiting connections than hundreds of requests at once make.
+# The backlog is larger than the number of simultaneous requests of any test.
 LARGEST_HEAD = 65_536
 BACKLOG = 2_048
 _LENGTH = re.compile(rb"(?im)^content-length:[ \t]*(\d+)[ \t]*\r$")
@@ -17,21 +17,21 @@ _NO_BODY = re.compile(rb"HTTP/1\.1 (1\d\d|204|304) ")
 class ReplyDropper:
     """An HTTP/1.1 proxy at `url`, in front of the site at 127.0.0.1:`port`.
 
-    Each request is forwarded over a connection of its own. Once its reply has come completely,
-    `drops` is asked, with "<METHOD> <target>" and in the proxy's thread: where it is true, the
-    client's connection is closed without a byte of the reply. So the work was done and the client
-    sees a transport error. The same error, without a question, where the site refuses the
-    connection or breaks it. Otherwise the client's connection is kept for its next request.
+    The proxy forwards each request over a new connection. When the whole reply has arrived, the
+    proxy calls `drops("<METHOD> <target>")` in its own thread. If the result is true, it closes the
+    client's connection without a byte of the reply: the work was done, and the client sees a
+    transport error. The client sees the same error if the site refuses or breaks the connection.
+    Otherwise the client's connection is kept for the next request.
 
-    Bodies have a Content-Length or are chunked, without trailers; that of a reply may end with its
-    connection. Use as a context manager.
+    A body has a Content-Length or is chunked, without trailers. The body of a reply may also end
+    with its connection. Use as a context manager.
     """
 
     def __init__(self, port: int, drops: Callable[[str], bool]) -> None:
         self.url = ""
         self._port = port
         self._drops = drops
-        # The loop alone does not keep the task of a client that left before the answer.
+        # A loop keeps only weak references to tasks; a client may leave before its answer.
         self._connections: set[asyncio.Task[None] | None] = set()
         self._listens = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -59,7 +59,7 @@ class ReplyDropper:
         self._listens.set()
         await self._stop.wait()
         server.close()
-        # The runner cancels the connections that are left.
+        # The runner cancels the remaining connections.
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(task := asyncio.current_task())
@@ -68,13 +68,13 @@ class ReplyDropper:
                 writer.write(reply)
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError):
-            pass  # one of the two went away: so does this connection
+            pass  # the client or the site has left: close this connection
         finally:
             writer.close()
             self._connections.discard(task)
 
     async def _reply_to(self, client: asyncio.StreamReader) -> bytes | None:
-        """The reply to the client's next request; None to close its connection."""
+        """Return the reply to the client's next request; None to close the connection."""
         request = await _message(client)
         method, target, _ = request.split(b" ", 2)
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=LARGEST_HEAD)
@@ -90,7 +90,7 @@ class ReplyDropper:
 async def _message(
     reader: asyncio.StreamReader, *, bodiless: bool = False, to_the_end: bool = False
 ) -> bytes:
-    """One request or reply, head and body. Raises IncompleteReadError at the connection's end."""
+    """Read a request or reply, head and body. Raises IncompleteReadError at its end."""
     message = await reader.readuntil(b"\r\n\r\n")
     if bodiless or _NO_BODY.match(message):
         return message

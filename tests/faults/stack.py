@@ -1,4 +1,4 @@
-"""Site, relay and worker as processes of their own, on one database, in which a point may fail."""
+"""The web server, the relay and the worker as processes in which a point may fail."""
 
 import asyncio
 import contextlib
@@ -21,9 +21,9 @@ from tests.faults.points import Action, Faults, Point
 from tests.faults.proxy import ReplyDropper
 from tests.servers import free_port
 
-# What a request that waits for SQLite's lock may take on a slow machine; the site cuts it then.
+# A request may wait this long for SQLite's lock on a slow machine. Then the site cuts it.
 REQUEST_SECONDS = 20
-# Longer than any process has reason to take.
+# No process needs longer to stop.
 STOP_SECONDS = 40.0
 _TARGETS = {
     "web": "web",
@@ -33,7 +33,7 @@ _TARGETS = {
 
 
 class Database:
-    """One that tests and processes share: its address, and the tokens of its people by name."""
+    """The database that tests and processes share: its address, and the tokens of its users."""
 
     def __init__(self, url: str, tokens: dict[str, str]) -> None:
         self.url = url
@@ -45,7 +45,7 @@ class Database:
         )
 
     def rows(self, sql: str, *values: str) -> list[tuple[Any, ...]]:
-        """The answer to `sql`, with `?` for each value, from outside of Django."""
+        """Run `sql`, with `?` for each value, without Django."""
         if isinstance(self._connection, psycopg.Connection):
             sql = sql.replace("?", "%s")
         rows: list[tuple[Any, ...]] = self._connection.execute(sql, values).fetchall()
@@ -56,10 +56,10 @@ class Database:
 
 
 class Stack:
-    """The processes on one database and one Temporal. Whoever uses them calls :meth:`mend` again
-    and again, which starts what has ended. Use as a context manager.
+    """The processes, on one database and one Temporal server. Use as a context manager.
 
-    The worker and all clients reach the site through a proxy that may drop one reply.
+    The test calls :meth:`restart` repeatedly. The worker and all clients reach the site through a
+    proxy that may drop one reply.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class Stack:
 
     @contextlib.contextmanager
     def armed(self, point: Point, action: Action, *, kill: bool = True) -> Iterator[None]:
-        """The point fails once in here; what still hangs at the end goes on then. With `kill`,
-        :meth:`mend` kills a process that nothing else frees."""
+        """Let the point fail once within the block; at its end a hanging call continues. With
+        `kill`, :meth:`restart` kills a hanging process that nothing else frees."""
         self._dropped.clear()
         self._dropping = point.reply if action == "drop" else ""
         self._to_kill = point if kill and action == "hang" and point.frees == "kill" else None
@@ -113,8 +113,8 @@ class Stack:
     def has_fired(self, point: Point) -> bool:
         return self._dropped.is_set() or self.faults.fired_in(point) is not None
 
-    def mend(self) -> None:
-        """Kill the process that hangs where nothing else helps; start what has ended."""
+    def restart(self) -> None:
+        """Kill a hanging process that nothing else frees; start each process that has ended."""
         if self._to_kill is not None and (pid := self.faults.fired_in(self._to_kill)):
             self._to_kill = None
             os.kill(pid, signal.SIGKILL)
@@ -124,8 +124,8 @@ class Stack:
 
     @contextlib.asynccontextmanager
     async def stopping(self, name: str) -> AsyncIterator[subprocess.Popen[bytes]]:
-        """SIGTERM comes first. The process must have ended in order when this is left; it is
-        started again then."""
+        """Send SIGTERM, and require that the process ends with 0 within the block or soon after.
+        :meth:`restart` starts the process again."""
         process = self.processes[name]
         self._stopped.add(name)
         process.terminate()

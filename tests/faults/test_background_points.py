@@ -11,13 +11,14 @@ from tests.faults.stack import Stack
 async def test_nothing_is_lost_or_done_twice(
     point: points.Point, action: points.Action, stack: Stack
 ) -> None:
-    """X1, X2, X5: whatever fails here, what was acknowledged stands alone, without a hand."""
+    """X1, X2, X5: whatever fails here, the acknowledged verdict is the only one, and nobody has to
+    repair anything."""
     await survive(stack, point, action)
 
 
-async def test_decision_overtakes_the_registration(stack: Stack) -> None:
-    """X1, W5: a registration that comes after the decision, and before its delivery, is told it;
-    the delivery then finds the work done."""
+async def test_registration_after_the_decision_gets_the_decision(stack: Stack) -> None:
+    """X1, W5: a registration that comes after the decision and before its delivery gets the
+    decision as its answer. The delivery then finds the activity completed."""
     late, held = points.called("registration-unasked"), points.called("relay-leased")
     async with People(stack) as people:
         with stack.armed(held, "hang", kill=False):

@@ -11,5 +11,6 @@ from tests.faults.stack import Stack
 async def test_nothing_is_lost_or_done_twice(
     point: points.Point, action: points.Action, stack: Stack
 ) -> None:
-    """X1, X2, X5: whatever fails here, what was acknowledged stands alone, without a hand."""
+    """X1, X2, X5: whatever fails here, the acknowledged verdict is the only one, and nobody has to
+    repair anything."""
     await survive(stack, point, action)

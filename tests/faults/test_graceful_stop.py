@@ -1,4 +1,4 @@
-"""SIGTERM under load: what was answered was done, what was begun is finished (requirements X1)."""
+"""SIGTERM under load: answered work was done, and begun work is finished (requirements X1)."""
 
 import asyncio
 import itertools
@@ -13,7 +13,7 @@ from tests.faults.people import PATIENCE_SECONDS, People
 from tests.faults.stack import Database, Stack
 
 CLIENTS = 32
-# SQLite lets one write at a time, and none in turn: of many, one may wait for very long.
+# SQLite allows one writer at a time, in no order: one of many writers may wait very long.
 SQLITE_CLIENTS = 8
 EXPENSES = 16
 
@@ -28,9 +28,9 @@ def stack(
 
 
 class Load:
-    """Clients that create and approve, each expense once, and never repeat a request.
+    """Clients that create and approve each expense once, and never repeat a request.
 
-    `done` are the requests that were answered, `open` those that were sent and not answered.
+    `done` has the answered requests, `open` the requests that were sent and not answered.
     """
 
     def __init__(self, stack: Stack) -> None:
@@ -65,7 +65,7 @@ class Load:
                     ("/create", "worker", {}),
                     ("/action", "approver", {"type": "approve"}),
                 ):
-                    self._stack.mend()
+                    self._stack.restart()
                     token = {"Authorization": f"Bearer {self._stack.database.tokens[who]}"}
                     query = {**params, "id": expense_id, "is_api_call": "true"}
                     try:
@@ -79,9 +79,9 @@ class Load:
 
 
 @pytest.mark.timeout(300)
-async def test_site_answers_what_it_does(stack: Stack) -> None:
-    """X1: a site that stops under load has done all that it answered, and answers all that it
-    does; no request fails with 5xx. Started again, it serves on."""
+async def test_stopped_site_has_answered_all_that_it_did(stack: Stack) -> None:
+    """X1: a site that stops under load has done the work that it answered, and has answered the
+    work that it did; no request fails with 5xx. A new start serves the next requests."""
     async with Load(stack) as load:
         await load.answered(100)
         async with stack.stopping("web"):
@@ -94,9 +94,9 @@ async def test_site_answers_what_it_does(stack: Stack) -> None:
     assert {request: load.open[request] for request in load.open.keys() & done} == {}
 
 
-async def test_site_finishes_the_request_under_way(stack: Stack) -> None:
-    """X1: a request that is worked on when SIGTERM comes is answered, to a site that listens no
-    more."""
+async def test_stopping_site_answers_the_request_under_way(stack: Stack) -> None:
+    """X1: a request that the site works on when SIGTERM comes is answered after the site has
+    stopped to listen."""
     token = {"Authorization": f"Bearer {stack.database.tokens['worker']}"}
     url = f"http://127.0.0.1:{stack.port}/create?id=under-way&is_api_call=true"
     async with People(stack) as people, httpx.AsyncClient(timeout=60, trust_env=False) as http:
@@ -109,9 +109,9 @@ async def test_site_finishes_the_request_under_way(stack: Stack) -> None:
                 assert (await creating).text == "SUCCEED"
 
 
-async def test_worker_leaves_nothing_undone(stack: Stack) -> None:
-    """X1, X2: a worker that stops among creations, and one that stops among payments: what they
-    had in hand is finished or repeated, and each expense is paid once."""
+async def test_work_of_a_stopped_worker_is_done_once(stack: Stack) -> None:
+    """X1, X2: a worker stops during creations, then another one during payments. Their work is
+    finished or repeated, and each expense is paid once."""
     ids = [f"stopped-worker-{number}" for number in range(EXPENSES)]
     creating, paying = points.called("created"), points.called("paid")
     async with People(stack) as people:
@@ -131,9 +131,9 @@ async def test_worker_leaves_nothing_undone(stack: Stack) -> None:
         await asyncio.gather(*map(people.see, ids))
 
 
-async def test_relay_finishes_its_step(stack: Stack) -> None:
-    """X1: what a relay has leased when SIGTERM comes is attempted and settled by it, or put back;
-    it takes no more."""
+async def test_stopping_relay_settles_its_leases_and_takes_no_more(stack: Stack) -> None:
+    """X1: a relay that gets SIGTERM settles or returns the messages that it has leased, and
+    leases no more."""
     ids = [f"stopped-relay-{number}" for number in range(EXPENSES)]
     point = points.called("relay-leased")
     async with People(stack) as people:
@@ -148,7 +148,7 @@ async def test_relay_finishes_its_step(stack: Stack) -> None:
                 stack.faults.disarm(point)
                 await people.until(lambda: relay.poll() is not None)
                 assert relay.returncode == 0
-                # A lease or a back-off moves the due time, which is that of the commit before.
+                # A lease or a back-off moves the due time, which was the time of the commit.
                 taken = stack.database.rows(
                     "SELECT key, attempts FROM outbox_message "
                     "WHERE key LIKE ? AND (attempts > 0 OR due_at > created_at)",

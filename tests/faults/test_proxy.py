@@ -18,8 +18,8 @@ from tests.worker import sites
 SECONDS = 60
 
 
-def test_reply_is_lost_after_the_work_was_done() -> None:
-    """X1: the site has the whole request, and has answered it, when the client gets nothing."""
+def test_lost_reply_leaves_the_work_done() -> None:
+    """X1: the site got and answered the whole request, and the client gets no reply."""
     asked: list[str] = []
 
     def drops(line: str) -> bool:
@@ -37,8 +37,8 @@ def test_reply_is_lost_after_the_work_was_done() -> None:
     assert site.requests_to("/lost", "1")[0].form == {"form": "x" * 100_000}
 
 
-def test_client_keeps_its_connection() -> None:
-    """A worker's pool is used as it is without the proxy."""
+def test_connection_serves_several_requests() -> None:
+    """The worker's pool of connections works as without the proxy."""
     with (
         sites.scripted_site() as site,
         ReplyDropper(site.server_port, lambda _: False) as proxy,
@@ -51,8 +51,8 @@ def test_client_keeps_its_connection() -> None:
                 answer += connection.recv(65_536)
 
 
-def test_chunked_reply_is_passed_on_as_it_is() -> None:
-    """The site's own server sends its bodies so."""
+def test_chunked_reply_arrives_whole() -> None:
+    """The product's server sends chunked bodies."""
 
     def chunked(handler: sites.Handler) -> None:
         handler.send_response(200)
@@ -67,8 +67,8 @@ def test_chunked_reply_is_passed_on_as_it_is() -> None:
             assert client.get("/").text == "SUCCEED"
 
 
-def test_reply_that_ends_with_its_connection() -> None:
-    """Django's own server sends its bodies so."""
+def test_reply_that_ends_with_its_connection_arrives_whole() -> None:
+    """Django's development server sends such bodies."""
 
     def unmeasured(handler: sites.Handler) -> None:
         handler.send_response(200)
@@ -83,7 +83,7 @@ def test_reply_that_ends_with_its_connection() -> None:
 
 
 def test_site_that_refuses_or_dies_breaks_the_connection() -> None:
-    """A kill of the site reaches the client as a transport error, not as an answer or a wait."""
+    """When the site is killed, the client gets a transport error, not an answer or a wait."""
     with socket.socket() as site:
         site.bind(("127.0.0.1", 0))
         with ReplyDropper(site.getsockname()[1], lambda _: False) as proxy:
@@ -108,7 +108,7 @@ def test_site_that_refuses_or_dies_breaks_the_connection() -> None:
 
 
 def test_request_of_a_client_that_left_is_answered() -> None:
-    """A client that gives up does not take its request back from a slow site."""
+    """A slow site still gets and answers the request of a client that gave up."""
     asked: list[str] = []
 
     def drops(line: str) -> bool:
@@ -120,7 +120,7 @@ def test_request_of_a_client_that_left_is_answered() -> None:
         client = socket.create_connection(("127.0.0.1", int(proxy.url.rpartition(":")[2])))
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         eventually(lambda: site.requests)
-        # As the kernel does for a client that is killed: without a farewell.
+        # Reset the connection, as the kernel does for a killed client.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
         time.sleep(0.2)
@@ -129,8 +129,8 @@ def test_request_of_a_client_that_left_is_answered() -> None:
         eventually(lambda: asked == ["GET /"])
 
 
-async def test_hundreds_at_once() -> None:
-    """As many as a worker has activities, each with its own answer or none."""
+async def test_hundreds_at_once_get_their_own_answers() -> None:
+    """As many requests as a worker has activities: each gets its own answer or none."""
 
     def drops(line: str) -> bool:
         return line.endswith("0")

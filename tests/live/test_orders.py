@@ -1,4 +1,4 @@
-"""Orders in the product that `manage.py up` runs: the commands, and the samples' own requests."""
+"""Orders in the product that `manage.py up` runs: the commands and the samples' requests."""
 
 import json
 import re
@@ -14,7 +14,7 @@ import pytest
 from tests.live.test_up import MANAGE, Up, curl
 from tests.servers import eventually
 
-# As the samples' documents have them, but for the port.
+# The samples' documents show these requests; only the port differs.
 SUBMIT = """\
 curl -X POST http://localhost:8000/orders \\
   -H "Content-Type: application/json" \\
@@ -58,7 +58,7 @@ def run(up: Up, *arguments: str) -> tuple[int, str]:
 
 
 def asked(up: Up, command: str) -> Any:
-    """The answer to a `curl` of the samples, at the port of this site."""
+    """Send a `curl` request of the samples to the port of this site."""
     here = command.replace("\\\n", "").replace(":8000", f":{up.ports[0]}")
     program, *arguments = shlex.split(here)
     assert program == "curl"
@@ -70,7 +70,7 @@ def get(up: Up, path: str) -> Any:
 
 
 def ended(up: Up, workflow_id: str) -> dict[str, Any]:
-    """How the order stands once nothing more happens to it."""
+    """Return the status of the order once no step follows."""
 
     def status() -> dict[str, Any] | None:
         found: dict[str, Any] = get(up, f"/orders/{workflow_id}/status")
@@ -85,8 +85,8 @@ def stock(up: Up) -> dict[str, tuple[int, int]]:
     }
 
 
-def test_the_stock_of_the_first_start(up: Up) -> None:
-    """O7, O8: the products of the samples and of the examples, and those at the threshold."""
+def test_first_start_stocks_the_products(up: Up) -> None:
+    """O7, O8: the products of the samples, of the examples and at the threshold."""
     found = {
         item["product_id"]: (item["available"], item["unit_price"])
         for item in get(up, "/inventory")
@@ -94,8 +94,8 @@ def test_the_stock_of_the_first_start(up: Up) -> None:
     assert found == STOCKED
 
 
-def test_small_order(up: Up) -> None:
-    """O8: from another terminal, to the end; the same ID twice says so."""
+def test_small_order_completes_and_the_same_id_is_refused(up: Up) -> None:
+    """O8: from another terminal, with the result. The same ID again is an error."""
     code, said = run(up, "startorder", "small", "--wait")
     assert code == 0
     first, *_ = said.splitlines()
@@ -120,8 +120,8 @@ def test_small_order(up: Up) -> None:
     )
 
 
-def test_large_orders(up: Up) -> None:
-    """O4, O8: approved and rejected by the commands that `startorder` prints."""
+def test_large_order_completes_or_is_cancelled_by_the_printed_commands(up: Up) -> None:
+    """O4, O8: the commands that `startorder` prints approve and reject."""
     code, said = run(up, "startorder", "large")
     assert code == 0
     assert "Amount: $1899.97\n" in said
@@ -147,8 +147,8 @@ def test_large_orders(up: Up) -> None:
     assert stock(up) == before
 
 
-def test_requests_of_the_samples(up: Up) -> None:
-    """O7: word for word but the port, with the documented answers."""
+def test_requests_of_the_samples_get_the_documented_answers(up: Up) -> None:
+    """O7: the requests of the samples, word for word except the port."""
     assert asked(up, "curl http://localhost:8000/health") == {"status": "ok"}
     before = stock(up)["SKU-001"]
     started = asked(up, SUBMIT)
@@ -173,7 +173,7 @@ def test_requests_of_the_samples(up: Up) -> None:
     assert (charge["status"], charge["amount"]) == ("charged", "49.00")
     [sent] = [one for one in snapshot["warehouse"] if one["order_id"] == started["order_id"]]
     assert (sent["status"], sent["product_id"], sent["quantity"]) == ("applied", "SKU-001", 2)
-    # What each of them tells by itself.
+    # The single addresses answer the same.
     assert (snapshot["inventory"], snapshot["warehouse"]) == (
         get(up, "/inventory"),
         get(up, "/warehouse"),
@@ -191,8 +191,8 @@ def test_requests_of_the_samples(up: Up) -> None:
     assert ended(up, "optional-client-provided-id")["status"] == "completed"
 
 
-def test_ctrl_c_and_a_reader_that_leaves(up: Up) -> None:
-    """O8: who stops to wait, or to read, leaves no traceback; the order goes on."""
+def test_order_goes_on_after_ctrl_c_and_after_its_reader_leaves(up: Up) -> None:
+    """O8: Ctrl-C and a closed pipe cause no traceback, and the order continues."""
     waiting = up.manage("startorder", "large", "--id", "left", "--wait")
     eventually(lambda: any(one["order_id"] == "left" for one in get(up, "/orders")))
     eventually(lambda: get(up, "/orders/order-workflow-left")["expires_at"])
@@ -217,8 +217,8 @@ def test_ctrl_c_and_a_reader_that_leaves(up: Up) -> None:
     assert ended(up, "order-workflow-unread")["status"] == "completed"
 
 
-def test_injected_failure(up: Up) -> None:
-    """O5, O6: with FAIL_AT in the environment of `up` every order fails, and nets to zero."""
+def test_injected_failure_nets_to_zero(up: Up) -> None:
+    """O5, O6: with FAIL_AT in the environment of `up`, each order fails and nets to zero."""
     before, charged = stock(up), get(up, "/engine/snapshot")["payments"]
     up.process.terminate()
     up.process.wait(timeout=60)
@@ -260,8 +260,8 @@ def test_injected_failure(up: Up) -> None:
 
 
 def test_settings_of_up_hold_in_another_terminal(up: Up) -> None:
-    """O1, O3: an order from the command line is under the threshold and the window of the site; the
-    settings of signals are kept as well."""
+    """O1, O3: the site's threshold and window apply to an order from the command line, and the
+    settings for signals are kept too."""
     kept = (up.directory / "settings.env").read_text().splitlines()
     assert {"ORDERS_SIGNAL_DECISIONS='0'", "ORDERS_SIGNAL_LIMIT='2500'"} <= set(kept)
     file = up.directory / "order.json"

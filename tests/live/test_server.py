@@ -1,4 +1,4 @@
-"""`manage.py web` against clients that send half a request, too much, or something odd (X11)."""
+"""`manage.py web` with clients that send half a request, too much, or something odd (X11)."""
 
 import json
 import os
@@ -46,7 +46,7 @@ class Site:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)
 
     def seconds(self, path: str, expected: str) -> float:
-        """How long the site takes to answer, each time over a connection of its own."""
+        """Return the median time of an answer, each over a new connection."""
         taken = []
         for _ in range(5):
             began = time.monotonic()
@@ -70,7 +70,7 @@ def serving(folder: Path, command: Sequence[str], *options: str) -> Iterator[Sit
         "DJANGO_SETTINGS_MODULE": "expensesite.settings",
         "EXPENSES_DATA_DIR": str(folder),
         "EXPENSES_PROTOCOL_ACCESS": "open",
-        # Nobody listens there.
+        # Nothing listens at this port.
         "TEMPORAL_ADDRESS": "127.0.0.1:1",
         "WEB_THREADS": "4",
     }
@@ -104,7 +104,7 @@ def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def received(client: socket.socket, until: bytes = b"") -> bytes:
-    """What arrives until the text does, or until the site closes."""
+    """Read until `until` has arrived, or until the site closes the connection."""
     answer = b""
     with suppress(ConnectionResetError):
         while not (until and until in answer) and (data := client.recv(65_536)):
@@ -136,8 +136,7 @@ def test_half_requests_cost_no_thread(site: Site, half: bytes) -> None:
 
 
 def test_clients_that_do_not_read_cost_no_thread(site: Site) -> None:
-    """X11: answers that nobody reads wait outside of the threads, and are whole when they are
-    read."""
+    """X11: answers that a client does not read wait outside of the threads, and arrive whole."""
     size = len(site.http.get(CSS.decode(), headers={"Accept-Encoding": "identity"}).content)
     assert size > 100_000
     request = HEALTH.replace(b"/health", CSS)
@@ -164,7 +163,7 @@ MULTIPART = b'--b\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\
 @pytest.mark.parametrize("expects", [b"", b"Expect: 100-continue\r\n"], ids=["", "expect"])
 @pytest.mark.parametrize("kind", ["length", "chunked", "multipart"])
 def test_large_body_is_refused_early(site: Site, kind: str, expects: bytes) -> None:
-    """X11: of 200 MB the site takes a few, and its client reads 413; the next is served."""
+    """X11: of 200 MB the site reads a few and answers 413. The next request is served."""
     head, first, block = {
         "length": (b"Content-Length: 200000000\r\n", b"", MEGABYTE * b"x"),
         "multipart": (
@@ -192,7 +191,7 @@ def test_large_body_is_refused_early(site: Site, kind: str, expects: bytes) -> N
 
 
 def test_large_header_is_refused(site: Site) -> None:
-    """X11: a header without an end is refused with 431."""
+    """X11: a header that does not end is refused with 431."""
     with site.connect() as client:
         with suppress(ConnectionResetError, BrokenPipeError):
             for _ in range(2000):
@@ -209,8 +208,8 @@ def test_large_header_is_refused(site: Site) -> None:
         b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n",
     ],
 )
-def test_what_is_no_request_is_refused(site: Site, text: bytes) -> None:
-    """X11: with 400, and the connection ends."""
+def test_malformed_request_is_refused(site: Site, text: bytes) -> None:
+    """X11: the answer is 400, and the connection ends."""
     with site.connect() as client:
         client.sendall(text)
         assert received(client).split(b" ", 2)[1] == b"400"
@@ -228,7 +227,7 @@ def test_what_is_no_request_is_refused(site: Site, text: bytes) -> None:
     ids=["both", "empty", "old-both", "old"],
 )
 def test_two_lengths_of_one_body_are_refused(site: Site, lengths: bytes, separately: bool) -> None:
-    """X11: a proxy that goes by the other length would see another next request."""
+    """X11: a proxy that uses the other length would see another next request."""
     head = b"POST /orders " + lengths + b"Host: localhost\r\n\r\n"
     with site.connect() as client:
         if separately:
@@ -242,13 +241,13 @@ def test_two_lengths_of_one_body_are_refused(site: Site, lengths: bytes, separat
 
 
 def test_client_that_sends_all_before_it_reads_sees_the_refusal(site: Site) -> None:
-    """X11: a body a little over the limit is read to its end, so that no reset hides the 413."""
+    """X11: the site reads a body slightly over the limit, so that no reset hides the 413."""
     answer = site.http.post("/admin/login/", content=5 * MEGABYTE * b"x")
     assert answer.status_code == 413
 
 
 def test_body_that_nobody_reads_is_not_the_next_request(site: Site) -> None:
-    """X11: the body of a request to an unknown page is no request of its own."""
+    """X11: the body of a request to an unknown page is not taken for a request."""
     smuggled = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     for framing in (
         b"Content-Length: %d\r\n\r\n%s" % (len(smuggled), smuggled),
@@ -264,7 +263,7 @@ def test_body_that_nobody_reads_is_not_the_next_request(site: Site) -> None:
 
 
 def test_answer_to_head_has_no_body(site: Site) -> None:
-    """X6: its length is stated, and the next answer on the connection is whole."""
+    """X6: the answer states the length, and the next answer on the connection is whole."""
     heads = b"".join(HEALTH.replace(b"GET /health", b"HEAD " + path) for path in (b"/health", CSS))
     with site.connect() as client:
         client.sendall(heads + HEALTH)
@@ -276,7 +275,7 @@ def test_answer_to_head_has_no_body(site: Site) -> None:
 
 
 def test_requests_in_one_packet_are_answered_in_order(site: Site) -> None:
-    """E11: pipelined requests."""
+    """E11: pipelined requests get their answers in order."""
     status = b"GET /status?id=none HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with site.connect() as client:
         client.sendall(HEALTH + status + HEALTH[:20])
@@ -287,7 +286,7 @@ def test_requests_in_one_packet_are_answered_in_order(site: Site) -> None:
 
 
 def test_body_is_sent_after_100_continue(site: Site) -> None:
-    """E7: curl asks before it sends a larger body; one byte at a time arrives as well."""
+    """E7: curl waits for 100 before it sends a larger body. Single bytes arrive as well."""
     site.http.get("/create", params={"id": "expects", "is_api_call": "true"})
     with site.connect() as client:
         client.sendall(
@@ -299,13 +298,13 @@ def test_body_is_sent_after_100_continue(site: Site) -> None:
         for byte in b"f\r\ntask_token=c0de\r\n0\r\n\r\n":
             client.sendall(bytes([byte]))
         assert received(client, until=b"SUCCEED").startswith(b"HTTP/1.1 200 ")
-        # A request that has no body is answered at once, whatever it expects.
+        # A request without a body is answered at once, even if it expects 100.
         client.sendall(HEALTH.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
         assert OK in received(client, until=OK)
 
 
-def test_address_and_headers_reach_the_site(site: Site) -> None:
-    """X8: open access goes by the peer's address, and is refused to what a proxy passes on."""
+def test_forwarded_request_is_refused_in_open_access(site: Site) -> None:
+    """X8: open access goes by the peer's address, and is refused to forwarded requests."""
     query = {"id": "forwarded", "is_api_call": "true"}
     for header in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"):
         answer = site.http.get("/create", params=query, headers={header: "for=10.0.0.1"})
@@ -315,8 +314,8 @@ def test_address_and_headers_reach_the_site(site: Site) -> None:
 
 
 def test_request_must_be_whole_in_time(hurried: Site) -> None:
-    """X11: half a request is closed in time, also where a byte arrives now and then; so is a
-    connection without a request, and the client of a refusal who never ends."""
+    """X11: the site closes half a request in time, even if a byte arrives now and then. It also
+    closes a connection without a request, and a client that goes on sending after a refusal."""
     for first in (b"", HEALTH[:20], LOGIN + b"Content-Length: 99\r\n\r\n", HEALTH):
         with hurried.connect() as client:
             client.settimeout(0.1)
@@ -333,7 +332,7 @@ def test_request_must_be_whole_in_time(hurried: Site) -> None:
 
 
 def test_more_connections_push_out_those_that_wait(hurried: Site) -> None:
-    """X11: idle connections do not keep others out, and their number is bounded."""
+    """X11: idle connections do not keep out others, and their number is bounded."""
     with ExitStack() as open_sockets:
         clients = [open_sockets.enter_context(hurried.connect()) for _ in range(60)]
         assert hurried.seconds("/health", "ok") < 0.5
@@ -342,7 +341,7 @@ def test_more_connections_push_out_those_that_wait(hurried: Site) -> None:
 
 
 def test_killed_web_process_is_replaced(site: Site) -> None:
-    """X1: the others answer meanwhile, and those that connect to it wait for the next."""
+    """X1: the other web processes answer meanwhile, and the killed one is started again."""
     children = Path(f"/proc/{site.process.pid}/task/{site.process.pid}/children")
     before = children.read_text().split()
     assert len(before) == 2

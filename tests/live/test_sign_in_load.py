@@ -1,4 +1,4 @@
-"""Sign-ins at once, on the real server with the real hasher."""
+"""Many sign-ins at once, on the real server with the real password hasher."""
 
 import asyncio
 import os
@@ -37,7 +37,7 @@ def site(tmp_path: Path, database: Database) -> Iterator[str]:
         "EXPENSES_DATA_DIR": str(tmp_path),
         "DATABASE_URL": database.url,
         "TEMPORAL_ADDRESS": "127.0.0.1:1",
-        # Each attempt is to reach the hasher.
+        # No attempt is refused before the hasher.
         "SIGN_IN_FAILURES": "1000000",
         "LOG_LEVEL": "ERROR",
     }
@@ -59,8 +59,8 @@ def _answers(url: str) -> bool:
 
 
 async def test_sign_ins_at_once_delay_nobody_else(site: str, database: Database) -> None:
-    """X11: a hundred at once, three times: `/health` and decisions take less than a second;
-    who is not served is told when to try again, and those who are get their answer."""
+    """X11: with a hundred sign-ins at once, three times, `/health` and decisions take less than a
+    second. A sign-in gets its answer, or 503 with the time to try again."""
     answers: Counter[int] = Counter()
     slowest = {"health": 0.0, "decision": 0.0}
 
