@@ -29,7 +29,7 @@ def test_each_requirement_is_shown_by_a_test() -> None:
 
 
 def test_each_setting_is_documented() -> None:
-    """E13: the README's table names every variable that the settings read."""
+    """The README's table names every variable that the settings read."""
     readme = (ROOT / "README.md").read_text()
     settings = (ROOT / "expensesite/settings.py").read_text()
     names = re.findall(r'env\.\w+\(\s*"([A-Z_]+)"', settings)

@@ -200,9 +200,7 @@ class Load:
                         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                     )
                 break
-            except (
-                WorkflowAlreadyStartedError
-            ):  # an unanswered attempt started it, and it has ended
+            except WorkflowAlreadyStartedError:  # by an unanswered attempt, and it has ended
                 break
             except (RPCError, RuntimeError, TimeoutError):
                 await asyncio.sleep(0.2)

@@ -23,8 +23,7 @@ STOP_SECONDS = 60.0
 
 
 class Stack:
-    """`up` in `folder`, with a proxy between worker and site that loses the replies for which `drops`
-    is true.
+    """`up` in `folder`. A proxy between worker and site loses the replies that `drops` chooses.
 
     `folder` needs room for two databases. Enter the stack in the main thread: `up` ends with the
     thread that started it.

@@ -21,28 +21,29 @@ def database() -> Iterator[Database]:
     server = os.environ.get("DATABASE_URL", "sqlite://")
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         if server.startswith("sqlite"):
-            with _prepared(f"sqlite:///{quote(folder)}/db.sqlite3") as prepared:
-                yield prepared
+            with prepared(f"sqlite:///{quote(folder)}/db.sqlite3") as made:
+                yield made
             return
         name = f"faults_{os.getpid()}"
         with psycopg.connect(server, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
             try:
-                with _prepared(urlsplit(server)._replace(path=f"/{name}").geturl()) as prepared:
-                    yield prepared
+                with prepared(urlsplit(server)._replace(path=f"/{name}").geturl()) as made:
+                    yield made
             finally:
                 connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def _prepared(url: str) -> AbstractContextManager[Database]:
-    made = subprocess.run(
+def prepared(url: str) -> AbstractContextManager[Database]:
+    """Create the tables and users at `url`."""
+    run = subprocess.run(
         [sys.executable, "-m", "tests.faults.prepare"],
         env={**os.environ, "DATABASE_URL": url, "DJANGO_SETTINGS_MODULE": "tests.settings"},
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         check=True,
     )
-    return contextlib.closing(Database(url, json.loads(made.stdout)))
+    return contextlib.closing(Database(url, json.loads(run.stdout)))
 
 
 @pytest.fixture(scope="module")

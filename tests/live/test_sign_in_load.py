@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.faults.conftest import _prepared
+from tests.faults.conftest import prepared
 from tests.faults.stack import Database
 from tests.servers import eventually, free_port
 
@@ -24,8 +24,8 @@ WAVES = 3
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    with _prepared(f"sqlite:///{tmp_path}/db.sqlite3") as prepared:
-        yield prepared
+    with prepared(f"sqlite:///{tmp_path}/db.sqlite3") as made:
+        yield made
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`make mutants`: plant each defect in a copy of the code and see that the suite catches it."""
+"""`make mutants`: plant each defect in a copy of the code, and check that a test catches it."""
 
 import argparse
 import contextlib
@@ -22,13 +22,15 @@ from tests.mutants.defects import DEFECTS
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE_SECONDS = 900
-# A test, not a module that could not be imported: such a defect shows itself.
+# A failed test, not a module that cannot be imported: such a defect is noticed anyway.
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?::\S+)", re.MULTILINE)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
-    parser.add_argument("words", nargs="*", help="only the defects whose names hold one of these")
+    parser.add_argument(
+        "words", nargs="*", help="only the defects whose names contain one of these"
+    )
     words = parser.parse_args().words
     defects = [one for one in DEFECTS if not words or any(word in one.name for word in words)]
     if not defects:
@@ -45,7 +47,7 @@ def main() -> int:
         code, output = _suite(copy, sorted({defect.tests for defect in defects}))
         if code:
             console.print(output, markup=False)
-            console.print("The suite fails without a defect; mend that first.")
+            console.print("The tests fail without a defect. Correct the code first.")
             return 2
         for defect in defects:
             progress.update(bar, advance=1, description=defect.name)
@@ -65,7 +67,7 @@ def main() -> int:
 
 
 def _copy(to: Path) -> Path:
-    """The files that git knows or would add, as they are now."""
+    """Copy the files that git tracks or would add, as they are now."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -82,7 +84,7 @@ def _copy(to: Path) -> Path:
 
 
 def _suite(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """Exit code and output; that of a suite which is killed after SUITE_SECONDS is negative."""
+    """Return exit code and output. After SUITE_SECONDS the run is killed: a negative code."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "2", "--dist", "loadfile"]
     command += ["--hypothesis-profile=unshrunk", *tests]
     with tempfile.TemporaryFile("w+") as output:
@@ -93,7 +95,7 @@ def _suite(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(SUITE_SECONDS)
         finally:
-            with contextlib.suppress(ProcessLookupError):  # nothing of it is left
+            with contextlib.suppress(ProcessLookupError):  # no process is left
                 os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
         output.seek(0)

@@ -1,4 +1,4 @@
-"""The defects that `make mutants` plants, each with the tests that are to catch it."""
+"""The defects that `make mutants` plants, each with the tests that should catch it."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Defect:
-    """In the file at `path`, `old`, which stands there once, becomes `new`; `tests` are to fail."""
+    """`old`, which occurs once in the file at `path`, becomes `new`. Then `tests` should fail."""
 
     name: str
     path: str
