@@ -5,11 +5,12 @@ UV := $(or $(shell command -v uv 2>/dev/null),$(CURDIR)/.tools/bin/uv)
 PYTHON := .venv/bin/python
 ON_POSTGRES = $(if $(filter postgres,$(DB)),-m tests.postgres $(PYTHON))
 
-# Many tests wait for Temporal, so four processes use two cores fully. A file's tests share servers.
-PYTEST := -m pytest -n 4 --dist loadfile
-# These tests start a browser or processes of the product. `make test` runs them only if ARGS names
-# tests, and generates a tenth of the examples; `make test-all` and a plain `pytest` run everything.
-SLOW := tests/browser tests/chaos tests/faults tests/live tests/orders/test_saga_killed_worker.py \
+# Many tests wait for Temporal, so three processes use two cores fully. A file's tests share servers.
+PYTEST := -m pytest -n 3 --dist loadfile
+# These tests start a browser or processes of the product, or carry orders through races and restarts.
+# `make test` runs them only if ARGS names tests, and generates a tenth of the examples; `make
+# test-all` and a plain `pytest` run everything. Each entry is the beginning of the names of tests.
+SLOW := tests/browser tests/chaos tests/faults tests/live tests/orders/test_saga_ \
   tests/worker/test_runworker.py
 # These tests give the same answers on any DATABASE_URL, so `make test-all` runs them once.
 ANY_DATABASE := tests/chaos tests/live tests/local tests/mutants tests/temporal tests/worker \
