@@ -135,6 +135,8 @@ def _undo(order: Order, step: str, *, attempt: int, now: datetime) -> dict[str, 
         attempt == order.attempt and order.state in (State.PENDING, State.RUNNING, State.COMPLETED)
     ):
         raise NotNow(f"{order.order_id} is {order.get_state_display()}; nothing of it is undone.")
+    if attempt == order.attempt and _UNDONE_POSITION[step] > order.steps_begun:
+        return {"message": "The step was never begun; nothing is undone"}
     undo, message = _UNDO[step]
     _called(lambda: undo(order.idempotency_key(attempt)))
     _note(order, attempt, step, OrderStep.Status.COMPENSATED, message, now=now)
@@ -233,6 +235,7 @@ _FORWARD: Final[dict[str, Callable[[Order, str], dict[str, Any]]]] = {
     contracts.SEND_CONFIRMATION: _send_confirmation,
 }
 _POSITION: Final = {step: place for place, (step, _) in enumerate(contracts.SAGA, start=1)}
+_UNDONE_POSITION: Final = {undo: place for place, (_, undo) in enumerate(contracts.SAGA, start=1)}
 # The confirmation is sent after the order is complete, when nothing can be undone any more.
 _WHEN: Final = {contracts.SEND_CONFIRMATION: (State.COMPLETED,)}
 # Each undo takes the idempotency key; its message is for the timeline.

@@ -152,7 +152,7 @@ def test_failed_order_leaves_stock_and_money_as_before() -> None:
     assert answer == {**standing(State.COMPENSATING, reason="card declined"), "begun": begun}
     answers = [factories.carry(order, undo) for undo in factories.UNDOES]
     assert answers == [
-        {"message": "Delivery called off"},
+        {"message": "The step was never begun; nothing is undone"},
         {"message": "Payment refunded"},
         {"message": "Reservation released"},
     ]
@@ -163,7 +163,7 @@ def test_failed_order_leaves_stock_and_money_as_before() -> None:
     assert timeline(order) == [
         *((1, step, "completed") for step in factories.STEPS[:3]),
         (1, contracts.PROCESS_PAYMENT, "failed"),
-        *((1, undo, "compensated") for undo in factories.UNDOES),
+        *((1, undo, "compensated") for undo in factories.UNDOES[1:]),
     ]
     assert order.steps.get(status="failed").message == "card declined"
     assert trail()[1:] == [("failed", "local", "workflow", "card declined")]
@@ -322,6 +322,16 @@ def test_later_attempt_is_not_undone(unchanged: Unchanged, retried: Order, undo:
         for attempt in (3, 10**30):
             with pytest.raises(fulfilment.NotNow):
                 factories.carry(retried, undo, attempt=attempt)
+
+
+@pytest.mark.parametrize("undo", factories.UNDOES)
+def test_undoing_a_step_that_never_began_leaves_no_trace(unchanged: Unchanged, undo: str) -> None:
+    """O5, X3: the timeline never says that a payment was refunded which nobody took."""
+    order = factories.order(state=State.PENDING)
+    factories.carry(order, contracts.BEGIN_COMPENSATION, **FAILURE)
+    with unchanged():
+        answer = factories.carry(order, undo)
+    assert answer == {"message": "The step was never begun; nothing is undone"}
 
 
 def test_second_attempt_carries_out_every_step_again(retried: Order) -> None:
