@@ -19,7 +19,7 @@ from access import actors, open_access
 from access.text import ID_LENGTH, clean_text, is_opaque_id, search_fault
 from approvals import services as approvals
 from approvals.models import VERDICT_OF_VERB, Route
-from expenses import refusals, services
+from expenses import protocol_errors, services
 from expenses.models import Expense, State
 from worker import contracts
 
@@ -50,8 +50,8 @@ class RootView(View):
         try:
             self.check_access()
             return super().dispatch(request, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 (refusals raises what it does not know)
-            return refusals.answer(request, error, api=self.api, expense_id=self.expense_id)
+        except Exception as error:  # noqa: BLE001 (answer raises what it does not know)
+            return protocol_errors.answer(request, error, api=self.api, expense_id=self.expense_id)
 
     def check_access(self) -> None:
         """Find out who asks. A person without the permission is refused, which is audited (X3)."""
@@ -125,8 +125,8 @@ class DecideView(RootView):
     permission = services.DECIDE
 
     def post(self, request: HttpRequest) -> HttpResponse:
-        refusals.require(request, ("body", "id"), ("body", "type"))
-        expense = refusals.find_expense(self.expense_id)
+        protocol_errors.require(request, ("body", "id"), ("body", "type"))
+        expense = protocol_errors.find_expense(self.expense_id)
         back = {name: request.POST[name] for name in ("q", "after") if request.POST.get(name)}
         try:
             decide(
@@ -148,10 +148,10 @@ class CarryView(RootView):
     permission = services.CARRY
 
     def post(self, request: HttpRequest) -> HttpResponse:
-        refusals.require(request, ("body", "id"), ("body", "type"))
+        protocol_errors.require(request, ("body", "id"), ("body", "type"))
         if request.POST["type"] == "create":
             services.create_expense(
-                refusals.valid_id(self.expense_id),
+                protocol_errors.valid_id(self.expense_id),
                 workflow_id=None,
                 actor=self.actor,
                 route=self.route,
@@ -159,13 +159,13 @@ class CarryView(RootView):
             )
         elif request.POST["type"] == "payment":
             services.record_payment(
-                refusals.find_expense(self.expense_id),
+                protocol_errors.find_expense(self.expense_id),
                 actor=self.actor,
                 route=self.route,
                 now=timezone.now(),
             )
         else:
-            raise refusals.Refusal(
+            raise protocol_errors.Refusal(
                 contracts.INVALID_TYPE,
                 "There is nothing to do of this type; use create or payment.",
             )
@@ -179,7 +179,7 @@ def decide(expense: Expense, verb: str, *, actor: actors.Actor, route: Route, re
     Raises Refusal, ValidationError for the reason, and what services.decide_expense raises.
     """
     if verb not in VERBS:
-        raise refusals.Refusal(
+        raise protocol_errors.Refusal(
             contracts.INVALID_TYPE, "There is nothing to do of this type; use approve or reject."
         )
     try:

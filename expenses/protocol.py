@@ -17,7 +17,7 @@ from access.text import is_opaque_id
 from approvals.models import Route
 from expenses import pages, services
 from expenses.models import Expense, State
-from expenses.refusals import Refusal, find_expense, plain_text, require, unknown, valid_id
+from expenses.protocol_errors import Refusal, find_expense, plain_text, require, unknown, valid_id
 from temporal import addresses
 from worker import contracts
 

@@ -109,10 +109,16 @@ ORDERS_SIGNAL_LIMIT: Decimal = env.decimal("ORDERS_SIGNAL_LIMIT", Decimal(2000))
 if ORDERS_SIGNAL_LIMIT < 0:
     raise ImproperlyConfigured("ORDERS_SIGNAL_LIMIT must be an amount from 0.")
 # The classes that implement the protocols of orders.integrations (requirements O9).
-ORDERS_INVENTORY = env.str("ORDERS_INVENTORY", "orders.integrations.database.Inventory")
-ORDERS_PAYMENTS = env.str("ORDERS_PAYMENTS", "orders.integrations.database.Payments")
-ORDERS_WAREHOUSE = env.str("ORDERS_WAREHOUSE", "orders.integrations.database.Warehouse")
-ORDERS_MAILER = env.str("ORDERS_MAILER", "orders.integrations.database.Mailer")
+ORDERS_INVENTORY = env.str(
+    "ORDERS_INVENTORY", "orders.integrations.inventory_provider.DatabaseInventory"
+)
+ORDERS_PAYMENTS = env.str(
+    "ORDERS_PAYMENTS", "orders.integrations.payment_provider.DatabasePayments"
+)
+ORDERS_WAREHOUSE = env.str(
+    "ORDERS_WAREHOUSE", "orders.integrations.warehouse_provider.DatabaseWarehouse"
+)
+ORDERS_MAILER = env.str("ORDERS_MAILER", "orders.integrations.mail_provider.DatabaseMailer")
 TEMPORAL_NAMESPACE = env.str("TEMPORAL_NAMESPACE", "default")
 
 INSTALLED_APPS = [

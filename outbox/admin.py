@@ -20,7 +20,7 @@ from django.utils.timesince import timesince
 from unfold.decorators import action, display
 
 from access.bounded_admin import OwnFiltersList, ReadOnlyAdmin
-from outbox import delivery, health, services, subjects
+from outbox import metrics, relay, services, subjects
 from outbox.models import ALARMING, NEEDS_ATTENTION, Message
 from temporal.outcomes import Outcome
 
@@ -191,11 +191,11 @@ class MessageAdmin(ReadOnlyAdmin):
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        attention = health.needing_attention()
+        attention = metrics.needing_attention()
         context = {
             "title": "Delivery",
-            "backlog": health.backlog(),
-            "waiting": sum(health.waiting_by_kind().values()),
+            "backlog": metrics.backlog(),
+            "waiting": sum(metrics.waiting_by_kind().values()),
             "attention": sum(attention.values()),
             "alarming": [
                 (EXPLANATIONS[outcome].badge, count)
@@ -240,7 +240,7 @@ class MessageAdmin(ReadOnlyAdmin):
             # Deliveries settle in this order too, so that the two do not deadlock.
             chosen = list(queryset.order_by("pk").select_for_update())
             again = [message for message in chosen if message.outcome not in _DONE]
-            services.retry(queryset, now=delivery.database_now())
+            services.retry(queryset, now=relay.database_now())
             LogEntry.objects.log_actions(
                 request.user.pk,  # type: ignore[arg-type]
                 again,

@@ -6,8 +6,8 @@ class OutboxConfig(AppConfig):
     verbose_name = "Delivery"
 
     def ready(self) -> None:
-        from outbox import health
+        from outbox import metrics
         from rest import monitoring
 
-        monitoring.METRICS.register(health.Metrics())
-        monitoring.READINESS.append(health.readiness)
+        monitoring.METRICS.register(metrics.Metrics())
+        monitoring.READINESS.append(metrics.readiness)

@@ -12,7 +12,7 @@ from typing import Final
 
 from django.db import Error, close_old_connections
 
-from outbox import delivery
+from outbox import relay
 from outbox.models import Message
 from temporal import loop
 from temporal.outcomes import Outcome
@@ -28,14 +28,14 @@ class Deliverer:
     def __init__(self, on: loop.Loop) -> None:
         self.loop = on
         self._slots = asyncio.Semaphore(IN_FLIGHT)
-        self._unsettled: list[tuple[delivery.Attempt, asyncio.Future[None]]] = []
+        self._unsettled: list[tuple[relay.Attempt, asyncio.Future[None]]] = []
         self._settling: asyncio.Task[None] | None = None
         self._database = concurrent.futures.ThreadPoolExecutor(1, "deliverer-database")
 
     async def deliver(self, message: Message) -> Outcome | None:
         """Attempt and settle; None where the message is to be tried again."""
         async with self._slots:
-            attempt = await delivery.attempt(self.loop.temporal, message)
+            attempt = await relay.attempt(self.loop.temporal, message)
         if attempt.down is not None:
             self.loop.note(down=attempt.down)
         settled = asyncio.get_running_loop().create_future()
@@ -60,10 +60,10 @@ class Deliverer:
                     settled.set_result(None)
 
 
-def _settle_in_thread(attempts: list[delivery.Attempt]) -> None:
+def _settle_in_thread(attempts: list[relay.Attempt]) -> None:
     close_old_connections()
     try:
-        delivery.settle(attempts, now=delivery.database_now())
+        relay.settle(attempts, now=relay.database_now())
     finally:
         close_old_connections()
 

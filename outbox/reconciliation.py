@@ -19,7 +19,7 @@ from asgiref.sync import sync_to_async
 from django.db import DatabaseError, close_old_connections
 from django.db.models import QuerySet
 
-from outbox import delivery, services
+from outbox import relay, services
 from temporal import client, inspection
 
 log = logging.getLogger(__name__)
@@ -252,4 +252,4 @@ class Reconciler:
 
 def _now() -> datetime:
     close_old_connections()
-    return delivery.database_now()
+    return relay.database_now()

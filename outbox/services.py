@@ -9,7 +9,7 @@ from django.db import transaction
 from django.db.models import Case, DateTimeField, F, Q, QuerySet, When
 from django.db.models.functions import Coalesce
 
-from outbox import deliverer, delivery
+from outbox import deliverer, relay
 from outbox.models import NEEDS_ATTENTION, Message
 from temporal.outcomes import Outcome
 
@@ -26,7 +26,7 @@ def enqueue(kind: str, key: str, payload: dict[str, Any]) -> Message:
     database's, which the relays use too.
     """
     deliver_here = deliverer.is_ready()
-    now = delivery.database_now()
+    now = relay.database_now()
     message = Message.objects.create(
         kind=kind,
         key=key,
@@ -46,7 +46,7 @@ def enqueue_again(kind: str, key: str, payload: dict[str, Any]) -> bool:
     A settled message is opened again with this payload, a missing message is inserted. False where
     a message with this key waits already. Concurrent calls queue the effect once.
     """
-    now = delivery.database_now()
+    now = relay.database_now()
     again = {"kind": kind, "payload": payload, "created_at": now, "due_at": now}
     settled = Message.objects.filter(key=key, settled_at__isnull=False)
     if settled.update(**again, outcome=None, settled_at=None):
@@ -66,7 +66,7 @@ def settle(keys: Iterable[str], *, why: str) -> None:
     under way changes nothing any more."""
     Message.objects.filter(Q(settled_at=None) | NEEDS_ATTENTION, key__in=keys).update(
         outcome=Outcome.OBSOLETE,
-        settled_at=Coalesce("settled_at", delivery.database_now(), output_field=DateTimeField()),
+        settled_at=Coalesce("settled_at", relay.database_now(), output_field=DateTimeField()),
         last_error=why,
     )
 

@@ -15,7 +15,7 @@ from knox.crypto import hash_token
 
 from access import groups
 from access.models import Token
-from local.management.commands import up
+from local import credentials
 from tests import factories
 from tests.access.conftest import PASSWORD
 
@@ -282,7 +282,7 @@ def test_tokens_of_earlier_installations_remain_valid(ada: User, worker: User) -
 @pytest.fixture
 def made(tmp_path: Any) -> Any:
     """The credentials of a first `make up`."""
-    return up._make_users(tmp_path / "credentials.json")
+    return credentials.restore(tmp_path / "credentials.json")
 
 
 def bearer(entry: dict[str, str]) -> dict[str, str]:
@@ -294,7 +294,7 @@ def test_the_next_start_keeps_tokens_and_passwords(made: Any, tmp_path: Any) -> 
     for step in ("first", "second", "emptied"):
         if step == "emptied":
             User.objects.all().delete()
-        assert up._make_users(tmp_path / "credentials.json") == made
+        assert credentials.restore(tmp_path / "credentials.json") == made
         for role, entry in made.items():
             assert is_valid(bearer(entry)), (step, role)
             if role != "worker":
@@ -310,7 +310,7 @@ def test_the_next_start_revives_no_persons_token(made: Any, tmp_path: Any, ended
         approver.save()
     else:
         Token.objects.get(user__username="approver").delete()
-    assert up._make_users(tmp_path / "credentials.json") == made
+    assert credentials.restore(tmp_path / "credentials.json") == made
     assert not is_valid(bearer(made["approver"]))
     assert is_valid(bearer(made["employee"]))
 
@@ -324,8 +324,8 @@ def test_the_next_start_replaces_the_workers_token(made: Any, tmp_path: Any, end
     else:
         token.update(expiry=datetime(2026, 1, 1, tzinfo=UTC))
     path = tmp_path / "credentials.json"
-    again = up._make_users(path)
+    again = credentials.restore(path)
     assert again == made | {"worker": again["worker"]}
     assert not is_valid(bearer(made["worker"]))
     assert is_valid(bearer(again["worker"]))
-    assert up._make_users(path) == again
+    assert credentials.restore(path) == again

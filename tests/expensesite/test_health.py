@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain
 
 from access import groups
 from expensesite import health
-from outbox import delivery
+from outbox import relay
 from outbox.models import Message
 from temporal.outcomes import Outcome
 from tests import factories
@@ -36,7 +36,7 @@ POD = {"Host": "10.42.0.7:8099"}
 
 def waiting(key: str, *, seconds: float = 0, outcome: Outcome | None = None, **fields: Any) -> None:
     """A message that was queued so long ago."""
-    now = delivery.database_now()
+    now = relay.database_now()
     fields = {"kind": "complete_activity", "due_at": now, "payload": {}, **fields}
     Message.objects.create(
         key=key,

@@ -135,7 +135,7 @@ DECISION: Final = (
     Point(
         name="delivery-begun",
         process="web",
-        place="outbox.delivery:attempt",
+        place="outbox.relay:attempt",
         when="before",
         about=_attempts_decision,
         frees="the lease of the message ends",
@@ -152,7 +152,7 @@ DECISION: Final = (
     Point(
         name="delivery-unsettled",
         process="web",
-        place="outbox.delivery:settle",
+        place="outbox.relay:settle",
         when="before",
         about=_settles_decision,
         frees="the lease of the message ends",
@@ -161,7 +161,7 @@ DECISION: Final = (
     Point(
         name="delivery-settled",
         process="web",
-        place="outbox.delivery:settle",
+        place="outbox.relay:settle",
         when="after",
         about=_settles_decision,
         error=_database_lost,
@@ -219,7 +219,7 @@ BACKGROUND: Final = (
     Point(
         name="relay-leased",
         process="relay",
-        place="outbox.delivery:attempt",
+        place="outbox.relay:attempt",
         when="before",
         about=_attempts_decision,
         frees="kill",
@@ -236,7 +236,7 @@ BACKGROUND: Final = (
     Point(
         name="relay-attempted",  # before the message is settled
         process="relay",
-        place="outbox.delivery:settle",
+        place="outbox.relay:settle",
         when="before",
         about=_settles_decision,
         frees="kill",
@@ -245,7 +245,7 @@ BACKGROUND: Final = (
     Point(
         name="relay-settled",
         process="relay",
-        place="outbox.delivery:settle",
+        place="outbox.relay:settle",
         when="after",
         about=_settles_decision,
         error=_database_lost,
@@ -311,9 +311,9 @@ def cases(points: Sequence[Point]) -> list[Any]:
 # a back-off, an attempt longer than its calls, an activity longer than a request.
 SHORTER: Final = {
     "outbox.services:COMMIT_LEASE": timedelta(seconds=1),
-    "outbox.delivery:ATTEMPT_SECONDS": 3.5,
-    "outbox.delivery:RELAY_LEASE": timedelta(seconds=4.5),
-    "outbox.delivery:LONGEST_BACKOFF_SECONDS": 2.0,
+    "outbox.relay:ATTEMPT_SECONDS": 3.5,
+    "outbox.relay:RELAY_LEASE": timedelta(seconds=4.5),
+    "outbox.relay:LONGEST_BACKOFF_SECONDS": 2.0,
     "temporal.client:CALL_SECONDS": 1.5,
     "temporal.loop:PAUSE_SECONDS": 0.2,
     "outbox.relay:PROBE_SECONDS": 0.2,

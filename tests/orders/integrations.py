@@ -14,7 +14,15 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Final, Literal
 
-from orders.integrations import Declined, Delivery, Item, database
+from orders.integrations import (
+    Declined,
+    Item,
+    inventory_provider,
+    mail_provider,
+    payment_provider,
+    warehouse_provider,
+)
+from orders.integrations.warehouse_provider import Delivery
 
 Call = Literal[
     "check", "reserve", "release", "fulfil", "charge", "refund", "update", "revert", "send"
@@ -114,7 +122,7 @@ class Faults:
 FAULTS: Final = Faults()
 
 
-class Inventory(database.Inventory):
+class Inventory(inventory_provider.DatabaseInventory):
     def check(self, items: Sequence[Item]) -> None:
         with FAULTS.around("check", items[0].product_id):
             super().check(items)
@@ -132,7 +140,7 @@ class Inventory(database.Inventory):
             super().fulfil(key)
 
 
-class Payments(database.Payments):
+class Payments(payment_provider.DatabasePayments):
     def charge(self, key: str, *, amount: Decimal, currency: str, method: str) -> str:
         with FAULTS.around("charge", key):
             return super().charge(key, amount=amount, currency=currency, method=method)
@@ -142,7 +150,7 @@ class Payments(database.Payments):
             super().refund(key)
 
 
-class Warehouse(database.Warehouse):
+class Warehouse(warehouse_provider.DatabaseWarehouse):
     def update(self, key: str, *, order_id: str, items: Sequence[Item], address: str) -> Delivery:
         with FAULTS.around("update", key):
             return super().update(key, order_id=order_id, items=items, address=address)
@@ -152,7 +160,7 @@ class Warehouse(database.Warehouse):
             super().revert(key)
 
 
-class Mailer(database.Mailer):
+class Mailer(mail_provider.DatabaseMailer):
     def send(self, key: str, *, recipient: str, subject: str, body: str) -> None:
         with FAULTS.around("send", key):
             super().send(key, recipient=recipient, subject=subject, body=body)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from access import actors, groups
 from approvals.models import AuditEntry, Decision, Route, Verdict
 from orders import services
-from orders.integrations import database
+from orders.integrations import inventory_provider, payment_provider
 from orders.models import UNDONE, Charge, Order, Shipment, State, StockItem
 from outbox.models import Message
 from temporal import loop
@@ -1308,7 +1308,7 @@ def test_step_that_another_system_declines_is_409(worker: Program, unchanged: Un
         assert problem(send(worker, path, {"attempt": 1}, **OWN), 409)["detail"] == words
 
 
-class Broken(database.Payments):
+class Broken(payment_provider.DatabasePayments):
     def charge(self, key: str, **how: Any) -> str:
         raise ConnectionResetError
 
@@ -1394,7 +1394,7 @@ def test_snapshot_needs_every_view_permission(group: str) -> None:
         assert answer.status_code == (200 if group in SEES_STOCK else 403)
 
 
-class Interrupted(database.Inventory):
+class Interrupted(inventory_provider.DatabaseInventory):
     """Stock that is read while somebody carries out the order of which the snapshot has read."""
 
     others: ClassVar[list[threading.Thread]] = []

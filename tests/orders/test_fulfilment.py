@@ -12,7 +12,7 @@ from access import actors
 from approvals import services as approvals
 from approvals.models import AuditEntry, Decision, Route, Verdict
 from orders import fulfilment, integrations, services
-from orders.integrations import database
+from orders.integrations import payment_provider
 from orders.models import (
     UNDONE,
     Charge,
@@ -360,7 +360,7 @@ def test_declined_step_is_not_recorded(unchanged: Unchanged) -> None:
             factories.carry(order, step)
 
 
-class Lost(database.Payments):
+class Lost(payment_provider.DatabasePayments):
     """Payments that take the money and then break off."""
 
     def charge(self, key: str, **how: Any) -> str:
@@ -380,7 +380,7 @@ def test_step_after_a_lost_reply_has_one_effect(settings: Any) -> None:
     assert answer["charge_id"] == Charge.objects.get().charge_id
 
 
-class Overtaken(database.Payments):
+class Overtaken(payment_provider.DatabasePayments):
     """Payments that are slow: the order is cancelled and undone before they take the money."""
 
     def charge(self, key: str, **how: Any) -> str:

@@ -10,7 +10,9 @@ import pytest
 from django.utils import timezone
 
 from orders import integrations
-from orders.integrations import Declined, Item, Product
+from orders.integrations import Declined, Item
+from orders.integrations.inventory_provider import Product
+from orders.integrations.warehouse_provider import Delivery
 from orders.models import Charge, Mail, Reservation, StockItem, WarehouseRecord
 from tests import factories
 from tests.conftest import Unchanged, at_once
@@ -39,7 +41,7 @@ def charge(key: str, **changes: Any) -> str:
     return integrations.payments().charge(key, **(PRICE | changes))
 
 
-def update(key: str, **changes: Any) -> integrations.Delivery:
+def update(key: str, **changes: Any) -> Delivery:
     return integrations.warehouse().update(key, **(SENT | changes))
 
 

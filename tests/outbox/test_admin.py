@@ -13,7 +13,7 @@ from django.test import Client
 
 from access import groups
 from expenses.models import Expense, State
-from outbox import admin, delivery
+from outbox import admin, relay
 from outbox.models import ALARMING, Message
 from temporal.outcomes import Outcome
 from tests import factories
@@ -43,7 +43,7 @@ def decision(expense_id: str, outcome: Outcome | None = None, **fields: Any) -> 
     factories.expense(expense_id, State.APPROVED, callback=factories.address(f"wf-{expense_id}"))
     message = Message.objects.get(key=f"expense-decision:{expense_id}")
     message.outcome = outcome
-    message.settled_at = outcome and delivery.database_now()
+    message.settled_at = outcome and relay.database_now()
     for name, value in fields.items():
         setattr(message, name, value)
     message.save()
@@ -165,7 +165,7 @@ def test_retry_requeues_waiting_and_alarming_messages_and_leaves_done_ones(
 ) -> None:
     """X6: a click makes what waits due now, opens what could not take effect, and leaves what was
     delivered; the person reads which, and the log of the admin keeps who clicked."""
-    later = delivery.database_now() + timedelta(hours=1)
+    later = relay.database_now() + timedelta(hours=1)
     waiting = decision("waiting", due_at=later, attempts=9, last_error="no answer")
     alarming = [decision(outcome.value, outcome) for outcome in ALARMING]
     done = [
@@ -182,12 +182,12 @@ def test_retry_requeues_waiting_and_alarming_messages_and_leaves_done_ones(
         "3 already done, left alone.",
     ]
     again = Message.objects.filter(pk__in=[one.pk for one in (waiting, *alarming)])
-    now = delivery.database_now()
+    now = relay.database_now()
     assert [(one.outcome, one.settled_at, one.due_at <= now) for one in again] == [
         (None, None, True)
     ] * 4
     assert list(Message.objects.exclude(pk__in=again).values()) == before
-    assert {one.pk for one in delivery.lease_due(now=now, limit=9)} == {one.pk for one in again}
+    assert {one.pk for one in relay.lease_due(now=now, limit=9)} == {one.pk for one in again}
     entries = LogEntry.objects.order_by("pk").values_list("user", "object_id", "object_repr")
     assert list(entries) == [
         (operator.pk, str(one.pk), f"decision on {one.key.partition(':')[2]}")
@@ -245,7 +245,7 @@ def test_the_summary_counts_what_waits_and_needs_attention(
     desk: Client, minutes: float, late: str
 ) -> None:
     """X6: how many wait, how long and why the oldest does, and how many need attention."""
-    now = delivery.database_now()
+    now = relay.database_now()
     decision("young", created_at=now)
     decision(
         "old", created_at=now - timedelta(minutes=minutes), attempts=7, last_error="<b>down</b>"
@@ -293,7 +293,7 @@ def test_each_listing_shows_its_messages_in_order(
 ) -> None:
     """X6: what is open comes first, the oldest first; everything is within reach, and a search
     finds what was delivered."""
-    now = delivery.database_now()
+    now = relay.database_now()
     decision("young", created_at=now)
     decision("old", created_at=now - timedelta(hours=1))
     decision("dead", Outcome.DEAD, created_at=now - timedelta(hours=2))
@@ -337,7 +337,7 @@ def test_each_outcome_has_words_and_a_remedy_where_one_exists(
 
 def test_a_waiting_message_shows_its_next_try(desk: Client) -> None:
     """X6: when a waiting message is tried next."""
-    now = delivery.database_now()
+    now = relay.database_now()
     due, later = decision("a", due_at=now), decision("b", due_at=now + timedelta(seconds=100))
     done = decision("c", Outcome.DELIVERED)
     shown = [
@@ -389,7 +389,7 @@ def test_links_are_shown_to_people_who_may_follow_them(client: Client) -> None:
 
 def test_a_key_of_no_domain_is_shown_as_it_is(desk: Client) -> None:
     """X6: a key that nobody registered is shown as it is."""
-    now = delivery.database_now()
+    now = relay.database_now()
     message = Message.objects.create(
         kind="other", key="<i>x", payload={}, created_at=now, due_at=now
     )

@@ -14,7 +14,7 @@ from django.db import connections, transaction
 from django.utils import timezone
 from temporalio.client import Client
 
-from outbox import deliverer, delivery, handlers, relay, services
+from outbox import deliverer, handlers, relay, services
 from outbox.models import Message
 from temporal import client, loop
 from temporal.addresses import Address
@@ -263,6 +263,6 @@ async def test_the_relay_outlives_a_database_error(
         running.stop()
         return timezone.now()
 
-    monkeypatch.setattr(delivery, "database_now", now)
+    monkeypatch.setattr(relay, "database_now", now)
     await running.run()
     assert "The database does not answer (OperationalError)" in caplog.text

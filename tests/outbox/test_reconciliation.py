@@ -8,7 +8,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError, connections
 
-from outbox import delivery, reconciliation, services
+from outbox import reconciliation, relay, services
 from outbox.models import ALARMING, Message
 from outbox.reconciliation import Difference, Reconciler
 from temporal import client
@@ -56,13 +56,13 @@ def test_retry_opens_waiting_and_alarming_messages_alone() -> None:
         one.refresh_from_db()
         assert (one.outcome, one.settled_at) == (None, None)
         assert (one.due_at, one.created_at, one.attempts) == (NOW, NOW, 7)
-    assert delivery.oldest_waiting() == backed_off
-    assert len(delivery.lease_due(now=NOW, limit=9)) == 4
+    assert relay.oldest_waiting() == backed_off
+    assert len(relay.lease_due(now=NOW, limit=9)) == 4
     # Leased: asked for again, it goes again, which its receiver answers as a repeat.
     assert services.retry(Message.objects.filter(key="DEAD"), now=NOW) == 1
-    [again] = delivery.lease_due(now=NOW, limit=9)
+    [again] = relay.lease_due(now=NOW, limit=9)
     assert again.key == "DEAD"
-    delivery.settle([delivery.Attempt(again, Outcome.DELIVERED)], now=NOW)
+    relay.settle([relay.Attempt(again, Outcome.DELIVERED)], now=NOW)
     assert services.retry(Message.objects.filter(key="DEAD"), now=NOW) == 0
     assert Message.objects.get(key="DEAD").outcome == Outcome.DELIVERED
 
@@ -77,7 +77,7 @@ def test_enqueue_again_opens_inserts_or_leaves_a_waiting_message() -> None:
     assert services.enqueue_again("again", "settled", payload)
     assert services.enqueue_again("again", "missing", payload)
     assert not services.enqueue_again("again", "waiting", payload)
-    now = delivery.database_now()
+    now = relay.database_now()
     for one in Message.objects.filter(key__in=["settled", "missing"]):
         assert (one.kind, one.payload, one.outcome, one.settled_at) == (
             "again",
@@ -226,7 +226,7 @@ class TestRelay:
     ) -> None:
         """X1: the relay queues automatic remedies, and logs other differences once an hour."""
         reconciler, clock = Reconciler(), NOW
-        monkeypatch.setattr(delivery, "database_now", lambda: clock)
+        monkeypatch.setattr(relay, "database_now", lambda: clock)
 
         async def alarms() -> list[str]:
             caplog.clear()

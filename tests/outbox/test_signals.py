@@ -22,7 +22,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureEr
 from temporalio.common import RawValue
 from temporalio.service import RPCError
 
-from outbox import delivery, handlers, services
+from outbox import handlers, relay, services
 from outbox.models import Message
 from temporal.client import Temporal, Unreachable
 from temporal.inspection import Signals, signals_of
@@ -477,13 +477,13 @@ def test_settle_marks_waiting_and_alarming_messages_as_obsolete() -> None:
 def test_an_attempt_under_way_does_not_change_an_obsolete_message(again: bool) -> None:
     """X1: an attempt that was under way when its message became moot changes nothing, though
     another is queued by then."""
-    under_way = message("k", due_at=delivery.database_now() + timedelta(seconds=5))
+    under_way = message("k", due_at=relay.database_now() + timedelta(seconds=5))
     services.settle(["k"], why="Its workflow has ended.")
     if again:
         assert services.enqueue_again(handlers.CANCEL_WORKFLOW, "k", {"new": True})
     before = list(Message.objects.values())
-    attempt = delivery.Attempt(under_way, Outcome.UNDELIVERABLE)
-    delivery.settle([attempt], now=delivery.database_now())
+    attempt = relay.Attempt(under_way, Outcome.UNDELIVERABLE)
+    relay.settle([attempt], now=relay.database_now())
     assert list(Message.objects.values()) == before
 
 

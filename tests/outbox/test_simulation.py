@@ -22,7 +22,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from temporalio.client import Client
 
-from outbox import delivery, handlers, relay, services
+from outbox import handlers, relay, services
 from outbox.models import ALARMING, Message
 from temporal import client
 from temporal.addresses import Address
@@ -31,7 +31,7 @@ from tests.factories import NOW
 from tests.outbox import frontend
 
 OPPOSITE = {"APPROVED": "REJECTED", "REJECTED": "APPROVED"}
-WAIT = timedelta(seconds=delivery.ATTEMPT_SECONDS)
+WAIT = timedelta(seconds=relay.ATTEMPT_SECONDS)
 # How a message addresses the activity, and its fault until somebody repairs it.
 ADDRESSES = ("named", "named", "damaged token", "garbage", "token alone", "wait", "early wait")
 WAITS = ("wait", "early wait")
@@ -49,7 +49,7 @@ def _simulated() -> Iterator[None]:
         patch.setitem(handlers.HANDLERS, POISON, poison)
         # The only time is the model's.
         patch.setattr(client, "CALL_SECONDS", 3600.0)
-        patch.setattr(delivery, "ATTEMPT_SECONDS", 3600.0)
+        patch.setattr(relay, "ATTEMPT_SECONDS", 3600.0)
         logging.disable()
         yield
         logging.disable(logging.NOTSET)
@@ -88,10 +88,10 @@ class Table:
             row.due_at = now + LEASE
         return [copy.copy(row) for row in leased]
 
-    def settle(self, attempts: Iterable[delivery.Attempt], *, now: datetime, jitter: float) -> None:
+    def settle(self, attempts: Iterable[relay.Attempt], *, now: datetime, jitter: float) -> None:
         for attempt in attempts:
             row = self.rows[attempt.message.pk]
-            changes = delivery.settlement(row, attempt, now=now, jitter=jitter)
+            changes = relay.settlement(row, attempt, now=now, jitter=jitter)
             for name, value in changes.items():
                 setattr(row, name, value)
 
@@ -248,7 +248,7 @@ class RelayProcess(Process, relay.Relay):
     async def lease(self, limit: int) -> list[Message]:
         return self.world.lease(self, limit)
 
-    async def settle(self, attempts: Sequence[delivery.Attempt]) -> None:
+    async def settle(self, attempts: Sequence[relay.Attempt]) -> None:
         await self.gate()
         self.world.settle(self, attempts)
 
@@ -268,7 +268,7 @@ class WebProcess(Process):
             self.start(self.deliver(message))
 
     async def deliver(self, message: Message) -> None:
-        attempt = await delivery.attempt(self.temporal, message)
+        attempt = await relay.attempt(self.temporal, message)
         await self.gate()
         self.world.settle(self, [attempt])
 
@@ -352,7 +352,7 @@ class World:
             self.holders[one.pk] = (process, now, now + WAIT)
         return taken
 
-    def settle(self, process: Process, attempts: Sequence[delivery.Attempt]) -> None:
+    def settle(self, process: Process, attempts: Sequence[relay.Attempt]) -> None:
         rows = [self.table.rows[attempt.message.pk] for attempt in attempts]
         before = [values(row) for row in rows]
         jitter = self.schedule.choose((0.0, 0.5, 1.0))
@@ -610,15 +610,15 @@ def test_the_database_leases_and_settles_as_the_model_does(monkeypatch: pytest.M
             now += generator.choice(moments)
             if generator.random() < 0.5:
                 limit = generator.randrange(1, 5)
-                leased = delivery.lease_due(now=now, limit=limit)
+                leased = relay.lease_due(now=now, limit=limit)
                 expected = table.lease_due(now=now, limit=limit)
                 assert list(map(values, leased)) == list(map(values, expected))
                 held += leased
             else:
                 attempts = {
-                    one.pk: delivery.Attempt(one, generator.choice([None, *Outcome]), "why")
+                    one.pk: relay.Attempt(one, generator.choice([None, *Outcome]), "why")
                     for one in generator.sample(held, generator.randrange(len(held) + 1))
                 }.values()
-                delivery.settle(attempts, now=now)
+                relay.settle(attempts, now=now)
                 table.settle(attempts, now=now, jitter=0.25)
             assert Table(Message.objects.all()).values() == table.values()

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from outbox import delivery, reconciliation
+from outbox import reconciliation, relay
 from temporal import client
 from temporal.base_command import TemporalCommand
 
@@ -81,7 +81,7 @@ class Command(TemporalCommand):
 async def _differences() -> AsyncIterator[reconciliation.Difference]:
     temporal = client.Temporal()
     await temporal.client()
-    now = await sync_to_async(delivery.database_now)()
+    now = await sync_to_async(relay.database_now)()
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         for name, comparison in reconciliation.COMPARISONS.items():

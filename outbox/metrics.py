@@ -13,7 +13,7 @@ from django.db.models import Count
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from outbox import delivery, handlers, relay
+from outbox import handlers, relay
 from outbox.models import ALARMING, NEEDS_ATTENTION, Message
 from temporal.outcomes import Outcome
 
@@ -37,8 +37,8 @@ class Backlog:
 
 def backlog() -> Backlog:
     """What waits now, at a bounded cost."""
-    oldest = delivery.oldest_waiting()
-    age = delivery.database_now() - oldest.created_at if oldest else None
+    oldest = relay.oldest_waiting()
+    age = relay.database_now() - oldest.created_at if oldest else None
     waiting = Message.objects.filter(settled_at=None)[:LARGEST_COUNT].count()
     return Backlog(waiting, oldest, age)
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.db import connection
 
-from outbox import delivery, handlers
+from outbox import handlers, relay
 from outbox.models import Message
 from temporal import client
 from temporal.addresses import Address
@@ -26,7 +26,7 @@ def test_two_relays_never_lease_the_same() -> None:
     taken: list[str] = []
 
     def lease(now: datetime) -> None:
-        while leased := delivery.lease_due(now=now, limit=7):
+        while leased := relay.lease_due(now=now, limit=7):
             taken.extend(one.key for one in leased)
         connection.close()
 
@@ -55,12 +55,12 @@ def test_due_messages_are_leased_oldest_first() -> None:
         waiting(7, due=-9, outcome=Outcome.DELIVERED, settled_at=NOW),
     ]
     Message.objects.bulk_create([*others, *due])
-    leased = delivery.lease_due(now=NOW, limit=9)
+    leased = relay.lease_due(now=NOW, limit=9)
     assert [message.pk for message in leased] == [2, 3, 1, 4]
     assert {message.due_at for message in leased} == {NOW + timedelta(seconds=15)}
     stored = Message.objects.filter(pk__in=[1, 2, 3, 4]).values_list("due_at", flat=True)
     assert set(stored) == {NOW + timedelta(seconds=15)}
-    assert delivery.lease_due(now=NOW, limit=9) == []
+    assert relay.lease_due(now=NOW, limit=9) == []
 
 
 @pytest.mark.django_db
@@ -68,7 +68,7 @@ def test_messages_beyond_the_limit_keep_their_due_time() -> None:
     """X1: the rest is left for the next step, or for another relay."""
     first, second = waiting(1, due=-2), waiting(2, due=-1)
     Message.objects.bulk_create([second, first])
-    assert delivery.lease_due(now=NOW, limit=1) == [first]
+    assert relay.lease_due(now=NOW, limit=1) == [first]
     second.refresh_from_db()
     assert second.due_at == NOW - timedelta(seconds=1)
 
@@ -80,8 +80,8 @@ def test_an_attempt_settles_or_backs_off_and_never_changes_a_settled_message() -
     later = NOW + timedelta(seconds=2)
 
     def settlement(current: Message, *came_to: object) -> dict[str, object]:
-        attempt = delivery.Attempt(one, *came_to)
-        return delivery.settlement(current, attempt, now=later, jitter=0.5)
+        attempt = relay.Attempt(one, *came_to)
+        return relay.settlement(current, attempt, now=later, jitter=0.5)
 
     delivered = {"attempts": 4, "last_error": "", "outcome": "DELIVERED", "settled_at": later}
     assert settlement(one, Outcome.DELIVERED) == delivered
@@ -100,13 +100,13 @@ def test_backoff_grows_to_ten_seconds_and_never_ends() -> None:
     it is shorter than a lease."""
     for attempts, seconds in ((0, 1), (1, 2), (3, 8), (4, 10), (1000, 10)):
         for jitter, factor in ((0, 0.8), (0.5, 1), (1, 1.2)):
-            pause = delivery.backoff(attempts, jitter=jitter)
+            pause = relay.backoff(attempts, jitter=jitter)
             assert pause.total_seconds() == pytest.approx(seconds * factor)
-            assert pause < delivery.RELAY_LEASE
+            assert pause < relay.RELAY_LEASE
 
 
-def attempt(one: Message) -> delivery.Attempt:
-    return asyncio.run(delivery.attempt(client.Temporal(), one))
+def attempt(one: Message) -> relay.Attempt:
+    return asyncio.run(relay.attempt(client.Temporal(), one))
 
 
 def test_an_unknown_kind_waits(caplog: pytest.LogCaptureFixture) -> None:
@@ -162,4 +162,4 @@ def test_alarming_outcomes_are_logged_as_errors(
 def test_the_clock_is_the_databases_and_aware() -> None:
     """X1: all relays use the clock of the database."""
     before = datetime.now(UTC) - timedelta(seconds=1)
-    assert before < delivery.database_now() < datetime.now(UTC) + timedelta(seconds=1)
+    assert before < relay.database_now() < datetime.now(UTC) + timedelta(seconds=1)
