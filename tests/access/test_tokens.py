@@ -83,7 +83,7 @@ def test_a_token_that_ended_stays_ended_when_its_user_becomes_a_worker(ada: User
     assert not is_valid(made)
 
 
-def test_a_service_token_expires_90_days_after_it_was_made_where_its_user_left_the_group(
+def test_a_service_token_of_a_former_worker_expires_after_90_days(
     worker: User,
 ) -> None:
     """X8: a person's account has no token that is valid permanently."""

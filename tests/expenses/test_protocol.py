@@ -1,4 +1,4 @@
-"""The plain-text endpoints, as the spec's clients call them."""
+"""The plain-text endpoints, as the clients of Temporal's expense sample call them."""
 
 import logging
 import re

@@ -323,7 +323,7 @@ def test_a_workflow_id_that_served_twice_is_compared_once() -> None:
     assert list(compared.all()) == ["settled"]
 
 
-async def test_nothing_differs_while_it_goes_on(worked: Installation) -> None:
+async def test_healthy_expenses_never_differ(worked: Installation) -> None:
     """X1: no false alarm, at any moment of healthy expenses, even without any grace."""
     relaying = relay.Relay()
     task = asyncio.create_task(relaying.run())

@@ -51,7 +51,9 @@ def waiting(key: str, *, seconds: float = 0, outcome: Outcome | None = None, **f
 
 
 @pytest.mark.parametrize("access", ["token", "open", "off"])
-def test_health_asks_nothing(client: Client, settings: Any, access: str) -> None:
+def test_health_answers_everybody_without_a_query(
+    client: Client, settings: Any, access: str
+) -> None:
     """X6: the process is up, for everybody and under every Host; no query (this test has no
     database), no session, no cookie."""
     settings.EXPENSES_PROTOCOL_ACCESS = access

@@ -100,7 +100,9 @@ def test_sign_in_leads_to_a_page(client: Client, unchanged: Unchanged, leads: st
     assert Expense.objects.get().state == State.CREATED
 
 
-def test_the_known_attack_decides_nothing(client: Client, unchanged: Unchanged) -> None:
+def test_an_approving_link_through_the_sign_in_decides_nothing(
+    client: Client, unchanged: Unchanged
+) -> None:
     """X8: the link that once approved an expense leads to the admin's index."""
     factories.expense("exp-1")
     factories.user(groups.APPROVER, username="ada", password="pass-of-ada")
@@ -196,7 +198,9 @@ def browsed(location: str, base: str = "http://testserver/admin/login/") -> tupl
         ("/%2e%2e%2faction", "/%2e%2e%2faction"),
     ],
 )
-def test_browsed_is_the_standard(location: str, path: str) -> None:
+def test_the_browser_model_resolves_addresses_as_the_url_standard_says(
+    location: str, path: str
+) -> None:
     """X8: on examples of the URL standard; the property below uses it."""
     assert browsed(location)[1] == path
 

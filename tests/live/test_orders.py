@@ -14,7 +14,7 @@ import pytest
 from tests.live.test_up import MANAGE, Up, curl
 from tests.servers import eventually
 
-# The samples' documents show these requests; only the port differs.
+# Requests as clients of the published order samples send them, except for the port.
 SUBMIT = """\
 curl -X POST http://localhost:8000/orders \\
   -H "Content-Type: application/json" \\

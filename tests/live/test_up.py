@@ -252,7 +252,7 @@ def test_temporal_keeps_histories_for_30_days(up: Up) -> None:
         (("--data-dir=/dev/null",), "The data directory /dev/null cannot be used: "),
     ],
 )
-def test_what_a_person_can_fix_is_one_sentence(
+def test_a_wrong_start_is_refused_in_one_sentence(
     options: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
     """E13: a port in use is named with its option. Nothing starts."""

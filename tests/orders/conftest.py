@@ -46,7 +46,7 @@ class Shop:
     async def worked(
         self, *, fail_at: str = "", relay: bool = True, site_url: str = ""
     ) -> AsyncIterator[None]:
-        """A worker, and a relay with it; `site_url` is where the worker finds the site."""
+        """Run a worker and a relay. `site_url` is the site's address for the worker."""
         async with contextlib.AsyncExitStack() as running:
             site = await running.enter_async_context(Site(site_url or self.url))
             await running.enter_async_context(
@@ -123,7 +123,8 @@ class Shop:
         return self.workflow(workflow_id)
 
     async def ended(self, workflow_id: str) -> dict[str, Any]:
-        """Return its status once it has ended; the workflow answers and ends the same (O3)."""
+        """Wait until the order has ended and return its status. Check that the workflow's answers
+        and end agree with it (O3)."""
         await gone(Order.objects.filter(workflow_id=workflow_id).exclude(state__in=FINAL))
         # Before, its workflow is that of the attempt before.
         await self.started(workflow_id)
@@ -177,7 +178,7 @@ class Shop:
         return (await Order.objects.aget(workflow_id=workflow_id)).idempotency_key(attempt)
 
     async def hanging(self, call: Call, workflow_id: str, when: When) -> Hang:
-        """The integration's call for the order's first attempt will hang."""
+        """Make this call of the integration hang in the order's first attempt."""
         return FAULTS.hang(call, await self.key(workflow_id), when)
 
     def workflow(self, workflow_id: str) -> WorkflowHandle[Any, Any]:

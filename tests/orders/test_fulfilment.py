@@ -222,7 +222,7 @@ def test_undo_is_allowed_in_its_states_only(unchanged: Unchanged, undo: str, sta
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("step", NEXT)
-def test_question_of_the_workflow_changes_only_its_state(
+def test_question_in_another_state_changes_nothing(
     unchanged: Unchanged, history: History, step: str, state: State
 ) -> None:
     """O3, O5: each question changes an order once, in the one state that it starts from. A repeat,
@@ -450,7 +450,9 @@ def test_seconds_left_are_whole_and_at_least_one(
 
 
 @pytest.mark.parametrize("asked", ["APPROVED", "REJECTED", "EXPIRED"])
-def test_a_caller_decides_nothing(waiting: Order, unchanged: Unchanged, asked: str) -> None:
+def test_verdict_in_a_step_decides_nothing(
+    waiting: Order, unchanged: Unchanged, asked: str
+) -> None:
     """O3, X3: a verdict in a step is the caller's word, and changes nothing; an expiry that is
     asked for too early is refused, and the answer says how long to wait."""
     with unchanged():
@@ -629,7 +631,7 @@ def test_delivered_decision_is_not_judged_as_a_signal(
 
 
 @pytest.mark.parametrize("answers", [False, True], ids=["no answer", "half an answer"])
-def test_order_waits_for_temporal_within_its_patience(
+def test_order_expires_30_s_late_while_temporal_is_silent(
     waiting: Order, history: History, unchanged: Unchanged, answers: bool
 ) -> None:
     """O3, O4: the workflow asks again, also after the window, because somebody may have signalled
@@ -694,7 +696,7 @@ def test_caller_cancels_without_naming_a_person(waiting: Order) -> None:
 
 @pytest.mark.parametrize("before", [State.PENDING, State.RUNNING])
 @pytest.mark.parametrize("cancelled", [False, True])
-def test_compensation_ends_as_it_began(before: State, cancelled: bool) -> None:
+def test_compensation_ends_with_the_stored_end(before: State, cancelled: bool) -> None:
     """O4, O5: cancelled in Temporal, or failed. A waiting order has nothing to undo and ends at
     once. One audit entry records the end."""
     order = factories.order(state=before)
@@ -732,7 +734,7 @@ def test_first_reason_is_kept(unchanged: Unchanged) -> None:
     assert answer == standing(State.CANCELLED, reason="cancelled by local: too late")
 
 
-def test_not_completed_before_the_last_step(unchanged: Unchanged) -> None:
+def test_completing_before_the_last_step_changes_nothing(unchanged: Unchanged) -> None:
     """O2, O5: an order is not complete while a step of it was not even begun."""
     order = factories.order()
     for step in factories.STEPS:

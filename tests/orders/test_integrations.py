@@ -149,7 +149,7 @@ def test_fulfilled_pieces_leave_the_stock(unchanged: Unchanged) -> None:
         integrations.inventory().fulfil("never reserved")
 
 
-def test_snapshot_of_the_stock() -> None:
+def test_snapshot_lists_available_and_reserved_pieces() -> None:
     """O7: each product with what is available and reserved."""
     reserve("k", Item(CHAIRS, 3))
     snapshot = integrations.inventory().snapshot()

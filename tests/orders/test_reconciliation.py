@@ -270,8 +270,8 @@ async def end(shop: Shop, order: Order, how: str) -> None:
 
 
 async def test_each_contradicting_end_is_named(shop: Shop) -> None:
-    """X1: completed ⇔ completed, failed ⇔ failed, cancelled ⇔ completed or canceled. Whatever
-    differs is named, and nothing is started that Temporal would refuse to start."""
+    """X1: completed ⇔ completed, failed ⇔ failed, cancelled ⇔ completed or canceled. Each other
+    end is reported, and a workflow that completed is not started again."""
     ends = ("completed", "failed", "canceled", "terminated", "timed out")
     agree = {
         (State.COMPLETED, "completed"),
@@ -367,7 +367,7 @@ async def test_after_a_wiped_server_open_orders_start_again(
         assert await differences() == []
 
 
-async def test_nothing_differs_while_it_goes_on(shop: Shop) -> None:
+async def test_healthy_orders_never_differ(shop: Shop) -> None:
     """X1: no false alarm, at any moment of healthy orders, even without any grace."""
 
     async def carry(number: int) -> str:

@@ -121,7 +121,7 @@ async def test_failing_worker_undoes_the_order(point: str, shop: Shop) -> None:
         await shop.at_rest()
 
 
-async def test_undo_that_fails_twice_is_done(shop: Shop) -> None:
+async def test_failing_undo_is_repeated_until_it_succeeds(shop: Shop) -> None:
     """O5: an undo is asked for until it succeeds, whether it took effect before it failed or not;
     only then comes the next one."""
     orders = [await shop.order(fail_at="warehouse") for _ in range(2)]

@@ -171,7 +171,8 @@ async def test_completed_order_is_not_cancelled(shop: Shop) -> None:
 
 
 async def test_cancelling_before_completion_undoes_all_steps(shop: Shop) -> None:
-    """O5: a cancellation of which the workflow does not know yet keeps it from completing."""
+    """O5: a cancelled order does not complete, even if its workflow does not know of the
+    cancellation yet."""
     workflow_id = await shop.order()
     hang = await shop.hanging("update", workflow_id, "after")
     async with shop.worked(relay=False):

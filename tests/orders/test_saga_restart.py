@@ -169,7 +169,7 @@ async def test_late_start_changes_nothing(shop: Shop) -> None:
     assert calls == ["reserve", "charge", "refund", "release"]
 
 
-async def test_message_for_an_earlier_attempt_reaches_only_that(
+async def test_message_for_an_attempt_reaches_no_other_attempt(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O3, O5, X1, X6: a decision on a retried order, and its cancellation, wait for the start of

@@ -126,7 +126,7 @@ def test_total_above_the_threshold_needs_a_decision(
     assert argument["needs_approval"] is needs_approval
 
 
-def test_threshold_and_window_are_those_of_the_submission(settings: Any) -> None:
+def test_changed_settings_do_not_apply_to_submitted_orders(settings: Any) -> None:
     """O1: the threshold and the window are settings, those of the submission; a retry keeps
     them."""
     settings.ORDERS_APPROVAL_THRESHOLD, settings.ORDERS_APPROVAL_SECONDS = Decimal("9.94"), 7
@@ -401,7 +401,7 @@ def test_cancelling_ends_or_undoes_the_order(
 
 
 def test_step_after_the_cancellation_is_refused(unchanged: Unchanged) -> None:
-    """O5: an order that was cancelled before its first step does none."""
+    """O5: after a cancellation the first step is refused."""
     order = factories.order()
     services.cancel_order(order, **WHO)
     with unchanged(), pytest.raises(fulfilment.NotNow):

@@ -91,7 +91,7 @@ async def test_a_web_process_delivers_and_settles_what_it_commits(
     assert await sync_to_async(outcome)() == Outcome.DELIVERED
 
 
-def test_rolled_back_is_not_delivered(delivering: None) -> None:
+def test_a_rolled_back_message_is_not_delivered(delivering: None) -> None:
     """X1: no effect leaves the database before its transaction commits."""
     with pytest.raises(RuntimeError), transaction.atomic():
         message = services.enqueue(handlers.COMPLETE_ACTIVITY, "k", {"address": {}})
@@ -100,7 +100,7 @@ def test_rolled_back_is_not_delivered(delivering: None) -> None:
     assert not Message.objects.exists()
 
 
-def test_without_a_deliverer_the_relay_has_it_at_once() -> None:
+def test_without_a_deliverer_a_message_is_due_at_once() -> None:
     """X1: a process that does not deliver leaves the message due."""
     message = enqueue(Address(b"t"))
     assert message.due_at == message.created_at
@@ -108,7 +108,7 @@ def test_without_a_deliverer_the_relay_has_it_at_once() -> None:
     assert services.wait_for_report([message]) == [None]
 
 
-def test_a_frozen_server_holds_nobody_up(
+def test_commits_do_not_wait_for_a_frozen_temporal(
     delivering: None, server: TemporalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """X1: the commit does not wait for Temporal. Once Temporal is known to be silent, nobody waits
@@ -166,7 +166,7 @@ def test_a_question_without_an_answer_is_cancelled_in_time(
     assert len(asked) == 1
 
 
-async def test_the_relay_asks_with_one_and_delivers_all(
+async def test_the_relay_probes_with_one_message_then_delivers_all(
     server: TemporalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """X1: while Temporal is dead the relay tries one message at a time; after its return the relay

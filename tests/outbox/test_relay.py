@@ -16,7 +16,7 @@ NOW = datetime(2026, 11, 20, 9, tzinfo=UTC)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_relays_never_lease_the_same() -> None:
+def test_two_relays_never_lease_the_same_message() -> None:
     """X1: racing relays lease each message exactly once, though each read the clock at another
     moment."""
     Message.objects.bulk_create(

@@ -341,7 +341,9 @@ async def test_a_repeated_start_makes_one_run_unless_the_first_failed(
     assert again is Outcome.ALREADY_COMPLETED
 
 
-async def test_another_run_of_the_same_workflow_id(waiting: Waiter, temporal_address: str) -> None:
+async def test_ids_of_an_earlier_run_never_complete_a_later_run(
+    waiting: Waiter, temporal_address: str
+) -> None:
     """X7: the ids of an earlier run do not complete a run that was started later under its id."""
     wait = await waiting()
     address = await wait.address()
@@ -378,7 +380,7 @@ async def test_a_real_token_holds_all_three_ids(waiting: Waiter) -> None:
     )
 
 
-def test_the_default_address_and_an_unreadable_profile(
+def test_without_an_address_the_default_is_used_and_an_unreadable_profile_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """X1: Temporal is at the default address; an unreadable profile is named."""

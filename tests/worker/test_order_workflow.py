@@ -418,7 +418,7 @@ async def test_a_cancellation_does_not_interrupt_the_undoing(
     ]
 
 
-async def test_a_run_before_another_attempt_undoes_nothing(orders: Orders):
+async def test_a_run_of_an_ended_attempt_undoes_nothing(orders: Orders):
     """X2: the run fails with the reason that the site gives."""
     stands = standing("failed", reason="ORD-7 is in attempt 2, not 1.")
     handle = await orders.start(
