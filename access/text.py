@@ -8,8 +8,10 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from worker import contracts
+
 ID_LENGTH = 100
-TEXT_LENGTH = 2000
+TEXT_LENGTH: Final = contracts.TEXT_LENGTH
 SEARCH_LENGTH: Final = 200
 SEARCH_TERMS: Final = 5
 

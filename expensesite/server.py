@@ -72,8 +72,8 @@ _STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 class _Request(HTTPRequestParser):  # type: ignore[misc]
     """A request whose length every proxy reads alike (RFC 9112, 6.1).
 
-    Waitress ignores Transfer-Encoding in some versions and with some values. A proxy that does not
-    would see another next request.
+    Waitress ignores Transfer-Encoding in some versions and with some values. A proxy that obeys it
+    would take other bytes for the next request.
     """
 
     def parse_header(self, header_plus: bytes) -> None:

@@ -84,7 +84,7 @@ if not (SECURITY_CONTACT.startswith(("mailto:", "https://")) and SECURITY_CONTAC
 WEB_THREADS = env.int("WEB_THREADS", 8)
 # The address at which the worker and the commands reach this site.
 EXPENSES_SITE_URL = env.str("EXPENSES_SITE_URL", SITE_URL).rstrip("/")
-# The Temporal Web UI, to which an expense's page links; without an address there is no link.
+# The Temporal Web UI, to which the pages of expenses and orders link; empty: no link.
 TEMPORAL_UI_URL = env.str("TEMPORAL_UI_URL", "").rstrip("/")
 # An order above this total needs a decision, within this many seconds (requirements O1).
 ORDERS_APPROVAL_THRESHOLD: Decimal = env.decimal("ORDERS_APPROVAL_THRESHOLD", Decimal(1000))
@@ -145,13 +145,13 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "access.proxies.Middleware",
-    "expensesite.pages.Middleware",
+    "expensesite.browser_headers.Middleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "csp.middleware.CSPMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "access.sessions.Middleware",
-    # Before the check of the CSRF token: a foreign request is told that it is one.
+    # Before the CSRF check, so that a cross-site request gets its own refusal.
     "access.cross_site.Middleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",

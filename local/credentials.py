@@ -40,7 +40,7 @@ def restore(path: Path) -> dict[str, dict[str, str]]:
         stored = json.loads(path.read_text()) if path.exists() else {}
         credentials = new | stored
         sound = all(credentials[role].keys() == new[role].keys() for role in GROUPS)
-    except (ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise CommandError(f"{path} cannot be read. Restore it, or delete it to have new users.")

@@ -26,8 +26,8 @@ from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from temporal import addresses
 from temporal.outcomes import Outcome
+from worker import contracts
 
-DEFAULT_ADDRESS = "localhost:7233"
 CALL_SECONDS = 2.0
 
 # Without these limits the SDK repeats a call to a dead server for 9 s; rpc_timeout counts per
@@ -97,7 +97,7 @@ def connect_options() -> dict[str, Any]:
         options: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"The TEMPORAL_* settings cannot be read: {error}") from error
-    options.setdefault("target_host", DEFAULT_ADDRESS)
+    options.setdefault("target_host", contracts.TEMPORAL_ADDRESS)
     return options
 
 

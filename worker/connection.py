@@ -12,10 +12,11 @@ from temporalio.envconfig import ClientConfig
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError, RPCStatusCode
 
+from worker import contracts
+
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS: Final = 5
-DEFAULT_ADDRESS: Final = "localhost:7233"
 
 
 class WrongAddress(Exception):
@@ -31,7 +32,7 @@ def read_options() -> dict[str, Any]:
         configured = ClientConfig.load_client_connect_config()
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"The TEMPORAL_* settings cannot be read: {error}") from error
-    return {"target_host": DEFAULT_ADDRESS, "namespace": "default", **configured} | {
+    return {"target_host": contracts.TEMPORAL_ADDRESS, "namespace": "default", **configured} | {
         "runtime": _make_runtime()
     }
 

@@ -1,6 +1,7 @@
 """Names, ids and values that the site and the worker share. Standard library only.
 
-Never change one: the histories of running workflows contain them.
+Never change the name of a workflow, activity, signal or queue, nor an id or a field of a dataclass:
+the histories of running workflows contain them.
 """
 
 import uuid
@@ -12,6 +13,9 @@ from urllib.parse import quote, unquote
 SITE_HOST: Final = "127.0.0.1"
 SITE_PORT: Final = 8099
 SITE_URL: Final = f"http://{SITE_HOST}:{SITE_PORT}"
+
+# Temporal's address without TEMPORAL_ADDRESS.
+TEMPORAL_ADDRESS: Final = "localhost:7233"
 
 EXPENSE_QUEUE: Final = "expense"
 EXPENSE_WORKFLOW: Final = "SampleExpenseWorkflow"
@@ -171,7 +175,7 @@ def storable(said: Any) -> str:
 
 def expense_workflow_id(expense_id: str) -> str:
     """Return the workflow id of an expense that the site or a command starts (requirements E13)."""
-    return f"expense_{expense_id}"
+    return f"{_EXPENSE_PREFIX}{expense_id}"
 
 
 def order_workflow_id(order_id: str) -> str:
@@ -184,9 +188,10 @@ def command_workflow_id(order_id: str) -> str:
     return f"order-workflow-{order_id}"
 
 
+_EXPENSE_PREFIX: Final = "expense_"
 _JOB_PREFIX: Final = "say-hello-workflow-"
 # An order's workflow id does not begin like the ids of expenses and jobs (requirements X7).
-OTHERS_WORKFLOW_IDS: Final = ("expense_", _JOB_PREFIX)
+OTHERS_WORKFLOW_IDS: Final = (_EXPENSE_PREFIX, _JOB_PREFIX)
 
 
 def job_workflow_id(unique: uuid.UUID) -> str:

@@ -7,6 +7,7 @@ import pytest
 import time_machine
 from django.contrib.admin.models import DELETION, LogEntry
 from django.contrib.auth.models import Group, Permission, User
+from django.core.management import CommandError
 from django.db import OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models import QuerySet
@@ -287,6 +288,14 @@ def made(tmp_path: Any) -> Any:
 
 def bearer(entry: dict[str, str]) -> dict[str, str]:
     return {"Authorization": f"Bearer {entry['token']}"}
+
+
+def test_credentials_that_cannot_be_read_are_named_and_no_user_is_made(tmp_path: Any) -> None:
+    """E13: a folder, or a file of somebody else, in place of the file."""
+    with pytest.raises(CommandError, match="credentials cannot be read"):
+        (tmp_path / "credentials").mkdir()
+        credentials.restore(tmp_path / "credentials")
+    assert not User.objects.exists()
 
 
 def test_the_next_start_keeps_tokens_and_passwords(made: Any, tmp_path: Any) -> None:

@@ -226,7 +226,7 @@ async def test_an_answer_of_another_site_is_retried(
         error = await failure_of(run, name)
         assert isinstance(error, ApplicationError)
         assert error.type == "UnexpectedAnswer"
-        assert error.message == "What answers there is not the site; see EXPENSES_SITE_URL."
+        assert error.message == "The answer is not the expense site's. Correct EXPENSES_SITE_URL."
         assert is_retried(error)
 
 

@@ -36,6 +36,7 @@ UNTIL_IT_SUCCEEDS: Final = (
     contracts.RELEASE_INVENTORY,
     contracts.CLOSE_ORDER,
 )
+# Every other status is retried: an order that has begun is never left half done.
 _REFUSALS: Final = frozenset({400, 409, 422})
 # The fields that an answer must have before it is recorded in the history.
 _STATE_FIELDS: Final = frozenset({"state", "verdict", "approval_reason", "reason"})
@@ -109,7 +110,7 @@ class OrderActivities:
             answer = None
         if not isinstance(answer, dict) or not _is_whole(name, answer):
             raise ApplicationError(
-                "What answers there is not the site; see EXPENSES_SITE_URL.",
+                "The answer is not the expense site's. Correct EXPENSES_SITE_URL.",
                 type="UnexpectedAnswer",
             )
         return answer

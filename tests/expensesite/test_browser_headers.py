@@ -11,7 +11,7 @@ from django.test import Client, RequestFactory
 from access import groups
 from expenses import services
 from expenses.models import Expense
-from expensesite import pages
+from expensesite import browser_headers
 from orders.models import StockItem
 from tests import factories
 
@@ -62,7 +62,7 @@ def test_static_files_are_cached(client: Client) -> None:
 
 
 def html(body: str, content_type: str = "text/html; charset=utf-8") -> str:
-    middleware = pages.Middleware(lambda request: HttpResponse(body, content_type))
+    middleware = browser_headers.Middleware(lambda request: HttpResponse(body, content_type))
     return middleware(RequestFactory().get("/")).content.decode()
 
 
