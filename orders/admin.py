@@ -8,7 +8,7 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Count, OuterRef, QuerySet, Value
 from django.db.models.functions import Concat
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
@@ -135,13 +135,10 @@ class OrderAdmin(DecidableAdmin):
         return timeuntil(order.expires_at) if order.expires_at > timezone.now() else "none"
 
     def buttons(self, request: HttpRequest, row: Order) -> dict[str, str]:
-        operates = self.has_operate_permission(request)
         offered = {}
-        if row.state in (State.PENDING, State.RUNNING) and (
-            operates or row.submitter_id == request.user.pk
-        ):
+        if services.may_cancel(row, Actor.of(request.user)):  # type: ignore[arg-type]
             offered["cancel"] = "Cancel the order"
-        if row.state == State.FAILED and operates:
+        if row.state == State.FAILED and self.has_operate_permission(request):
             offered["retry"] = "Retry"
         return offered
 
@@ -160,6 +157,14 @@ class OrderAdmin(DecidableAdmin):
     @admin.action(description="Retry", permissions=["operate"])
     def retry(self, request: HttpRequest, queryset: QuerySet[Order]) -> HttpResponse | None:
         return self.for_each(request, queryset, services.retry_order, done="Retried")
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        shown = request.user.has_perms(services.SNAPSHOT_PERMISSIONS)
+        context = {**(extra_context or {}), "may_see_snapshot": shown}
+        response: HttpResponse = super().changelist_view(request, context)
+        return response
 
     def get_urls(self) -> list[URLPattern]:
         snapshot = self.admin_site.admin_view(self.snapshot_view)
@@ -249,25 +254,29 @@ class StockItemAdmin(BoundedAdmin):
         return money.text(item.unit_price, item.currency)
 
     def save_model(self, request: HttpRequest, obj: StockItem, form: Any, change: bool) -> None:
-        # Orders may have taken pieces since the page was read.
-        obj.save(update_fields=["name"] if change else None)
         act: dict[str, Any] = {
             "actor": Actor.of(request.user),  # type: ignore[arg-type]
             "route": Route.ADMIN,
             "now": timezone.now(),
+            "pieces": form.cleaned_data["pieces"],
         }
-        if change and form.changes_price():
-            price = {"unit_price": obj.unit_price, "currency": obj.currency}
-            obj.unit_price, obj.currency = form.initial["unit_price"], form.initial["currency"]
-            try:
-                services.change_price(obj, **price, reason=form.cleaned_data["reason"], **act)
-            except approvals.WrongState as error:
-                messages.error(request, str(error))
-        if pieces := form.cleaned_data["pieces"]:
-            try:
-                services.adjust_stock(obj, by=pieces, **act)
-            except approvals.WrongState as error:
-                messages.error(request, f"{error} The pieces stay as they are.")
+        if not change:
+            services.add_product(obj, **act)
+            return
+        wanted = {name: getattr(obj, name) for name in ("name", "unit_price", "currency")}
+        # The service compares the stored row with the row that the form has read.
+        for name in wanted:
+            setattr(obj, name, form.initial[name])
+        services.change_product(obj, **wanted, reason=form.cleaned_data["reason"], **act)
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        try:
+            response: HttpResponse = super().changeform_view(request, *args, **kwargs)
+        except approvals.WrongState as error:
+            # Django has rolled its transaction back. The page shows the present values.
+            messages.error(request, f"{error} Nothing was saved.")
+            return HttpResponseRedirect(request.get_full_path())
+        return response
 
 
 @admin.register(Charge)

@@ -12,12 +12,11 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from django.conf import settings
-from django.contrib.auth.models import User
 from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError
 from django.utils import timezone
 
-from access import actors
+from access import actors, commands
 from orders import services
 from orders.models import FINAL, Order, OrderStep, State
 from outbox import services as outbox
@@ -146,12 +145,7 @@ def actor_named(username: str | None) -> actors.Actor:
         except (KeyError, OSError):  # a container's user may have no name
             person = "somebody"
         return actors.Actor(None, f"{person} (console)")
-    user = User.objects.filter(username=username).first()
-    if user is None:
-        raise CommandError(f"There is no user {username!r}. Add one in the admin first.")
-    if not user.is_active:
-        raise CommandError(f"The user {username!r} is not active. Activate it in the admin.")
-    return actors.Actor.of(user)
+    return actors.Actor.of(commands.active_user(username))
 
 
 def places(order: Order) -> str:

@@ -333,7 +333,7 @@ def _is_decided_by(signals: inspection.Signals, order: Order, now: datetime) -> 
             verdict=verdict,
             actor=_sender(first),
             route=Route.SIGNAL,
-            reason=first.reason or unstated,
+            reason=first.reason.strip() or unstated,
             now=now,
         )
     except services.SignalRefused as refusal:

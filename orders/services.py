@@ -47,6 +47,7 @@ SNAPSHOT_PERMISSIONS: Final = ("orders.view_order", VIEW_STOCK, VIEW_CHARGES, VI
 LARGEST_TOTAL: Final = Decimal("999999999999.99")
 # The number of orders in a list at the root or in a snapshot.
 LISTED: Final = 1000
+_CANCELLABLE: Final = (State.PENDING, State.RUNNING)
 TIMED_OUT: Final = "approval timed out"
 PRICE_NEEDS_REASON: Final = "A price change needs a reason; say why."
 _SIGNAL_OF = {
@@ -383,6 +384,17 @@ def _raise_not_pending(order: Order) -> None:
     )
 
 
+def may_cancel(order: Order, actor: actors.Actor) -> bool:
+    """Return whether :func:`cancel_order` would let the actor cancel the order, so that pages offer
+    it."""
+    return order.state in _CANCELLABLE and _submitted_or_operates(order, actor)
+
+
+def _submitted_or_operates(order: Order, actor: actors.Actor) -> bool:
+    own = actor.user is not None and actor.user.pk == order.submitter_id
+    return own or actor.may(OPERATE)
+
+
 def cancel_order(
     order: Order, *, actor: actors.Actor, route: Route, now: datetime, reason: str = ""
 ) -> None:
@@ -392,19 +404,23 @@ def cancel_order(
     A repeat changes nothing. The relay notifies the workflow.
     Raises approvals.NotPermitted (audited), approvals.WrongState.
     """
-    own = actor.user is not None and actor.user.pk == order.submitter_id
-    if not own:
-        _check_may_operate(order, "cancel", actor=actor, route=route, now=now)
+    permitted = _submitted_or_operates(order, actor)
+    _check_permitted(permitted, order, "cancel", actor=actor, route=route, now=now)
     why = f"cancelled by {actor.name}" + (f": {reason}" if reason else "")
-    rows = Order.objects.filter(pk=order.pk)
+    # Only the attempt that the actor has read: a cancellation never applies to the next one.
+    rows = Order.objects.filter(pk=order.pk, attempt=order.attempt)
     with transaction.atomic(durable=True):
-        untouched = rows.filter(state__in=[State.PENDING, State.RUNNING], steps_begun=0)
+        untouched = rows.filter(state__in=_CANCELLABLE, steps_begun=0)
         if not untouched.update(**_cancelled(why, now)) and not rows.filter(
             state=State.RUNNING
         ).update(state=State.COMPENSATING, ends_as=State.CANCELLED, failure_reason=why):
             order.refresh_from_db()
             if order.ends_as == State.CANCELLED:
                 return
+            if order.state in _CANCELLABLE:
+                raise approvals.WrongState(
+                    f"{order.order_id} was retried meanwhile; cancel once more."
+                )
             raise approvals.WrongState(
                 f"{order.order_id} cannot be cancelled: it is {order.get_state_display()}."
             )
@@ -422,7 +438,7 @@ def retry_order(
     A decision stays. The relay starts the workflow.
     Raises approvals.NotPermitted (audited), approvals.WrongState.
     """
-    _check_may_operate(order, "retry", actor=actor, route=route, now=now)
+    _check_permitted(actor.may(OPERATE), order, "retry", actor=actor, route=route, now=now)
     with transaction.atomic(durable=True):
         undecided = When(needs_approval=True, decision=None, then=Value(State.PENDING))
         if not Order.objects.filter(pk=order.pk, state=State.FAILED, attempt=order.attempt).update(
@@ -474,65 +490,72 @@ def tell_again(order: Order) -> bool:
     )
 
 
-def adjust_stock(
-    item: StockItem, *, by: int, actor: actors.Actor, route: Route, now: datetime
+def add_product(
+    item: StockItem, *, pieces: int, actor: actors.Actor, route: Route, now: datetime
 ) -> None:
-    """Add pieces to the available ones, or take some away where `by` is negative. Reserved pieces
-    stay. Raises approvals.WrongState."""
-    if not _change_stock(
-        StockItem.objects.filter(pk=item.pk, available__gte=-by),
-        {"available": F("available") + by},
-        item=item,
-        actor=actor,
-        route=route,
-        now=now,
-        reason=f"{by:+d} pieces",
-    ):
-        raise approvals.WrongState(f"Fewer than {-by} pieces of {item} are available.")
+    """Insert `item`, a product that is not stored yet, with its available pieces."""
+    item.available = pieces
+    act: dict[str, Any] = {"actor": actor, "route": route, "now": now}
+    with transaction.atomic():
+        item.save(force_insert=True)
+        what = f"{item.name} at {item.unit_price} {item.currency}, {pieces} pieces"
+        _record_stock(AuditEntry.Event.CREATED, item, reason=what, **act)
 
 
-def change_price(
+def change_product(
     item: StockItem,
     *,
+    name: str,
     unit_price: Decimal,
     currency: str,
+    pieces: int,
     actor: actors.Actor,
     route: Route,
     now: datetime,
-    reason: str,
+    reason: str = "",
 ) -> None:
-    """Replace the price that `item` has. Orders keep the price at which they were submitted.
+    """Replace the name and the price that `item` has, and add pieces to the available ones or take
+    some away where `pieces` is negative. Reserved pieces stay, and orders keep the price at which
+    they were submitted. Without a difference nothing happens.
 
-    Raises approvals.ReasonMissing, and approvals.WrongState where the price was changed meanwhile.
+    Raises approvals.ReasonMissing for a price change without a reason, and approvals.WrongState
+    where the name or the price was changed meanwhile or too few pieces are available. Nothing
+    changes then.
     """
-    if not reason:
-        raise approvals.ReasonMissing(PRICE_NEEDS_REASON)
-    if not _change_stock(
-        StockItem.objects.filter(pk=item.pk, unit_price=item.unit_price, currency=item.currency),
-        {"unit_price": unit_price, "currency": currency},
-        item=item,
-        actor=actor,
-        route=route,
-        now=now,
-        reason=f"price {item.unit_price} {item.currency} → {unit_price} {currency}: {reason}",
-    ):
-        raise approvals.WrongState(
-            f"The price of {item} was changed meanwhile; look at it and change it again."
-        )
-
-
-def _change_stock(
-    expected: QuerySet[StockItem], change: dict[str, Any], *, item: StockItem, **act: Any
-) -> bool:
-    """Change and audit the `expected` row; return False where it is no longer as expected."""
+    changes = []
+    if name != item.name:
+        changes.append(f"name {item.name} → {name}")
+    if (unit_price, currency) != (item.unit_price, item.currency):
+        if not reason:
+            raise approvals.ReasonMissing(PRICE_NEEDS_REASON)
+        changes.append(f"price {item.unit_price} {item.currency} → {unit_price} {currency}")
+    if pieces:
+        changes.append(f"{pieces:+d} pieces")
+    if not changes:
+        return
+    what = ", ".join(changes) + (f": {reason}" if reason else "")
+    act: dict[str, Any] = {"actor": actor, "route": route, "now": now}
+    unchanged = StockItem.objects.filter(
+        pk=item.pk, name=item.name, unit_price=item.unit_price, currency=item.currency
+    )
     with transaction.atomic():
-        if not expected.update(**change):
-            return False
-        approvals.record_event(
-            AuditEntry.Event.ADJUSTED, subject="stock", subject_id=item.product_id, **act
-        )
-    log.info("%s: %s by %s", item.product_id, act["reason"], act["actor"].name)
-    return True
+        if not unchanged.filter(available__gte=-pieces).update(
+            name=name,
+            unit_price=unit_price,
+            currency=currency,
+            available=F("available") + pieces,
+        ):
+            if unchanged.exists():
+                raise approvals.WrongState(f"Fewer than {-pieces} pieces of {item} are available.")
+            raise approvals.WrongState(
+                f"{item} was changed meanwhile; look at it and change it again."
+            )
+        _record_stock(AuditEntry.Event.ADJUSTED, item, reason=what, **act)
+
+
+def _record_stock(event: AuditEntry.Event, item: StockItem, **act: Any) -> None:
+    approvals.record_event(event, subject="stock", subject_id=item.product_id, **act)
+    log.info("%s %s: %s by %s", item.product_id, event.label, act["reason"], act["actor"].name)
 
 
 class Snapshot(NamedTuple):
@@ -596,11 +619,17 @@ def _cancelled(reason: str, now: datetime) -> dict[str, Any]:
     }
 
 
-def _check_may_operate(
-    order: Order, verb: str, *, actor: actors.Actor, route: Route, now: datetime
+def _check_permitted(
+    permitted: bool,
+    order: Order,
+    verb: str,
+    *,
+    actor: actors.Actor,
+    route: Route,
+    now: datetime,
 ) -> None:
-    """Raise approvals.NotPermitted, and audit it, unless the actor operates orders."""
-    if actor.may(OPERATE):
+    """Raise approvals.NotPermitted, and audit it, unless the actor is `permitted`."""
+    if permitted:
         return
     refusal = approvals.NotPermitted(f"{actor.name} has no permission to {verb} orders.")
     approvals.record_refusal(

@@ -26,6 +26,7 @@ def created(*arguments: str) -> str:
     ("arguments", "message"),
     [
         (["nobody"], "There is no user 'nobody'. Add one in the admin first."),
+        (["\udcff"], "There is no user '\\udcff'. Add one in the admin first."),
         (["gone"], "The user 'gone' is not active. Activate it in the admin."),
         (["emma", "--days", "0"], "--days takes a whole number from 1 to 3650."),
         (["emma", "--days", "-1"], "--days takes a whole number from 1 to 3650."),
@@ -36,7 +37,7 @@ def created(*arguments: str) -> str:
     ],
 )
 def test_a_refused_request_makes_no_token(arguments: list[str], message: str) -> None:
-    """X8: an unknown or inactive user, or days out of range."""
+    """X8: an unknown or inactive user, a name whose bytes are not UTF-8, or days out of range."""
     factories.user(username="emma")
     factories.user(username="gone", is_active=False)
     with pytest.raises(CommandError) as error:

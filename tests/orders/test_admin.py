@@ -5,12 +5,15 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission
 from django.contrib.messages import get_messages
 from django.test import Client
 
 from access import actors, groups
 from approvals.models import AuditEntry, Decision, Route
 from orders import services
+from orders.admin import StockItemForm
 from orders.models import Order, State, StockItem
 from outbox import handlers
 from outbox.models import Message
@@ -255,40 +258,46 @@ def test_price_change_without_a_reason_changes_nothing(
         "adjusted",
         "olga",
         "admin",
-        f"price {change}: supplier's list",
+        f"name Desk lamp → Lamp, price {change}: supplier's list",
     )
 
 
 def test_name_changes_without_a_reason(client: Client, lamp: StockItem) -> None:
-    """X5: a new name needs no reason, nor does the same price in another notation. Neither is in
-    the audit trail."""
-    for posted in ({"name": "Lamp"}, {"unit_price": "24.5"}, {"unit_price": "024.50"}):
+    """X5: a new name needs no reason, and is audited. The same price in another notation is no
+    change."""
+    for posted in ({"name": "Lamp"}, {"name": "Lamp", "unit_price": "024.5"}):
         assert client.post(f"{STOCK}{lamp.pk}/change/", PRICED | posted).status_code == 302
     assert client.get(f"{STOCK}{lamp.pk}/change/").content.decode().count('name="reason"') == 1
     assert 'name="reason"' not in client.get(f"{STOCK}add/").content.decode()
-    assert not AuditEntry.objects.filter(subject="stock").exists()
+    [entry] = AuditEntry.objects.filter(subject="stock")
+    assert (entry.actor, entry.reason) == ("olga", "name Desk lamp → Lamp")
 
 
-def test_price_that_was_changed_meanwhile_stays(
+def test_price_that_was_changed_meanwhile_saves_nothing_of_the_form(
     client: Client, lamp: StockItem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """X5: the price stays as the other person set it, and the person is told."""
-    change_price = services.change_price
+    """X5: neither the price nor the name nor the pieces of the form are stored, and the person
+    reads the error and no success."""
+    validate = StockItemForm.clean
 
-    def after_another(item: StockItem, **how: Any) -> None:
+    def after_another(form: StockItemForm) -> Any:
+        cleaned = validate(form)
         StockItem.objects.update(unit_price="30.00")
-        change_price(item, **how)
+        return cleaned
 
-    monkeypatch.setattr(services, "change_price", after_another)
-    answer = client.post(
-        f"{STOCK}{lamp.pk}/change/", PRICED | {"unit_price": "25", "reason": "dearer"}
-    )
-    assert told(answer)[0] == (
-        "The price of SKU-001 was changed meanwhile; look at it and change it again."
-    )
+    monkeypatch.setattr(StockItemForm, "clean", after_another)
+    posted = {"name": "Lamp", "unit_price": "25", "pieces": "3", "reason": "dearer"}
+    answer = client.post(f"{STOCK}{lamp.pk}/change/", PRICED | posted)
+    assert told(answer) == [
+        "SKU-001 was changed meanwhile; look at it and change it again. Nothing was saved."
+    ]
+    assert answer.headers["Location"] == f"{STOCK}{lamp.pk}/change/"
     lamp.refresh_from_db()
-    assert lamp.unit_price == Decimal("30.00")
+    # The page's transaction, in which the test changed the price, is rolled back.
+    stored = (lamp.name, f"{lamp.unit_price}", lamp.available)
+    assert stored == ("Desk lamp", "24.50", 25)
     assert not AuditEntry.objects.filter(subject="stock").exists()
+    assert not LogEntry.objects.exists()
 
 
 @pytest.mark.parametrize(
@@ -314,9 +323,9 @@ def test_invalid_stock_form_changes_nothing(
     assert error in answer.content.decode()
 
 
-def test_new_product_is_stored_with_its_pieces(client: Client) -> None:
-    """O9: it can be ordered at once."""
-    client.force_login(factories.user(groups.OPERATOR))
+def test_new_product_is_stored_with_its_pieces_and_audited(client: Client) -> None:
+    """O9, X5: it can be ordered at once; the audit trail has its first price."""
+    client.force_login(factories.user(groups.OPERATOR, username="olga"))
     form = {
         "product_id": "SKU-9",
         "name": "Stapler",
@@ -327,6 +336,14 @@ def test_new_product_is_stored_with_its_pieces(client: Client) -> None:
     assert client.post(f"{STOCK}add/", form).status_code == 302
     stapler = StockItem.objects.get(product_id="SKU-9")
     assert (stapler.available, stapler.reserved) == (3, 0)
+    [entry] = AuditEntry.objects.filter(subject="stock")
+    assert (entry.subject_id, entry.event, entry.actor, entry.route, entry.reason) == (
+        "SKU-9",
+        "created",
+        "olga",
+        "admin",
+        "Stapler at 4.20 USD, 3 pieces",
+    )
     assert client.post(f"{STOCK}{stapler.pk}/delete/", {"post": "yes"}).status_code == 403
 
 
@@ -361,3 +378,19 @@ def test_snapshot_needs_every_view_permission(client: Client) -> None:
     assert client.get(SNAPSHOT).status_code == 302
     client.force_login(factories.user(groups.EMPLOYEE))
     assert client.get(SNAPSHOT).status_code == 403
+
+
+@pytest.mark.parametrize("missing", ["", *services.SNAPSHOT_PERMISSIONS])
+def test_snapshot_link_is_shown_to_those_who_may_follow_it(client: Client, missing: str) -> None:
+    """X10: with one of the permissions missing, the list of orders has no link to a page that
+    answers 403."""
+    held = {services.SUBMIT, *services.SNAPSHOT_PERMISSIONS} - {missing}
+    person = factories.user()
+    person.user_permissions.set(
+        Permission.objects.filter(
+            content_type__app_label="orders", codename__in=[name.split(".")[1] for name in held]
+        )
+    )
+    client.force_login(person)
+    assert (SNAPSHOT in client.get(LIST).content.decode()) == (not missing)
+    assert (client.get(SNAPSHOT).status_code == 403) == bool(missing)

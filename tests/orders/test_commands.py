@@ -555,6 +555,19 @@ class TestRefused:
                 "approved was already approved by local.\n",
             )
 
+    def test_undecodable_argument_is_one_sentence(self, unchanged: Unchanged) -> None:
+        """O8: no database can compare a name whose bytes are not UTF-8."""
+        factories.order("ORD-002", State.PENDING)
+        name = "\udcff"
+        with unchanged():
+            assert run("decideorder", name, "approve") == (
+                1,
+                f"There is no order {name!r}, by its order id or its workflow id.",
+            )
+            for command in (("startorder", "small"), ("decideorder", "ORD-002", "approve")):
+                said = f"There is no user {name!r}. Add one in the admin first."
+                assert run(*command, "--as", name) == (1, said)
+
     def test_order_id_comes_before_workflow_id(self) -> None:
         """O8: one order's id may be another's workflow id."""
         factories.order("other", State.PENDING, workflow_id="same")

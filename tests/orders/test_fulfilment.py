@@ -507,6 +507,15 @@ def test_first_signal_decides(
     assert Message.objects.count() == 1
 
 
+def test_blank_reason_of_a_signal_counts_as_no_reason(waiting: Order, history: History) -> None:
+    """O3: a rejection by signal with a blank reason is stored as "rejected by signal"."""
+    history.receive("reject_order", " \n")
+    answer = factories.carry(waiting, SETTLE, now=LATER)
+    why = "rejected by signal"
+    assert answer == standing(State.CANCELLED, "REJECTED", why, reason=why)
+    assert trail()[1:] == [("rejected", "signal (1234@host)", "signal", why)]
+
+
 @pytest.mark.parametrize(
     ("sender", "actor"),
     [

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 
 import pytest
 from django.db.models import Sum
@@ -109,13 +110,23 @@ class Integrations(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(sorted(PIECES)), by=st.integers(-3, 3))
     def adjust(self, name: str, by: int) -> None:
-        who = {"actor": actors.LOCAL, "route": Route.ADMIN, "now": factories.NOW}
         item = StockItem.objects.get(product_id=name)
+        adjust = partial(
+            services.change_product,
+            item,
+            name=item.name,
+            unit_price=item.unit_price,
+            currency=item.currency,
+            pieces=by,
+            actor=actors.LOCAL,
+            route=Route.ADMIN,
+            now=factories.NOW,
+        )
         if self.available()[name] + by < 0:
             with pytest.raises(approvals.WrongState):
-                services.adjust_stock(item, by=by, **who)
+                adjust()
         else:
-            services.adjust_stock(item, by=by, **who)
+            adjust()
             self.initial[name] += by
 
     # Payments

@@ -344,6 +344,23 @@ def test_stale_record_decides_nothing(unchanged: Unchanged) -> None:
         services.cancel_order(stale, **WHO)
 
 
+def test_cancellation_never_applies_to_the_next_attempt(unchanged: Unchanged) -> None:
+    """O5, X1: an order that is retried after the person read it is not cancelled; the person is
+    told."""
+    stale = factories.order(state=State.FAILED)
+    services.retry_order(Order.objects.get(), **WHO)
+    with (
+        unchanged(),
+        pytest.raises(
+            approvals.WrongState, match=r"^ord-1 was retried meanwhile; cancel once more\.$"
+        ),
+    ):
+        services.cancel_order(stale, **WHO)
+    services.cancel_order(Order.objects.get(), **WHO)
+    assert Order.objects.get().state == State.CANCELLED
+    assert Message.objects.get(kind="cancel_workflow").payload["memo"]["attempt"] == 2
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     "broken", ["approvals.services.record_decision", "outbox.services.enqueue"]
@@ -583,18 +600,23 @@ def test_example_products_are_added_once(unchanged: Unchanged) -> None:
         services.stock_examples()
 
 
-@pytest.mark.parametrize(("by", "available"), [(5, 30), (-25, 0), (0, 25)])
-def test_adjusting_the_stock_is_audited(by: int, available: int) -> None:
+def change(item: StockItem, **how: Any) -> None:
+    """Change what `how` names of the product; the rest stays."""
+    fields = {name: getattr(item, name) for name in ("name", "unit_price", "currency")}
+    services.change_product(item, **{**WHO, "pieces": 0, **fields, **how})
+
+
+@pytest.mark.parametrize(("pieces", "available"), [(5, 30), (-25, 0)])
+def test_adjusting_the_stock_is_audited(pieces: int, available: int) -> None:
     """X5: pieces are added or taken away, with a row in the audit trail."""
     factories.stock()
     actor, item = acting(groups.OPERATOR), StockItem.objects.get(product_id="SKU-001")
-    who = {**WHO, "actor": actor, "route": Route.ADMIN}
-    services.adjust_stock(item, by=by, **who)
+    change(item, pieces=pieces, actor=actor, route=Route.ADMIN)
     item.refresh_from_db()
     assert (item.available, item.reserved) == (available, 0)
     row = AuditEntry.objects.get()
     assert (row.event, row.subject, row.subject_id) == ("adjusted", "stock", "SKU-001")
-    assert (row.by, row.route, row.reason) == (actor.user, "admin", f"{by:+d} pieces")
+    assert (row.by, row.route, row.reason) == (actor.user, "admin", f"{pieces:+d} pieces")
 
 
 def test_price_change_is_audited_and_compares(unchanged: Unchanged) -> None:
@@ -606,23 +628,29 @@ def test_price_change_is_audited_and_compares(unchanged: Unchanged) -> None:
     item = StockItem.objects.get(product_id="SKU-001")
     actor = acting(groups.OPERATOR)
     price: Any = {"unit_price": Decimal("30.00"), "currency": "EUR"}
-    who: Any = {**WHO, "actor": actor, "route": Route.ADMIN}
+    who: Any = {"actor": actor, "route": Route.ADMIN}
     with unchanged(), pytest.raises(approvals.ReasonMissing):
-        services.change_price(item, **price, **who, reason="")
-    services.change_price(item, **price, **who, reason="dearer")
+        change(item, **price, **who, name="Lamp", pieces=5)
+    change(item, **price, **who, name="Lamp", pieces=5, reason="dearer")
     item.refresh_from_db()
-    assert (item.unit_price, item.currency, item.available) == (Decimal("30.00"), "EUR", 25)
+    assert (item.unit_price, item.currency, item.available) == (Decimal("30.00"), "EUR", 30)
     row = AuditEntry.objects.latest("pk")
     assert (row.event, row.subject, row.subject_id) == ("adjusted", "stock", "SKU-001")
     assert (row.by, row.route, row.at) == (actor.user, "admin", factories.NOW)
-    assert row.reason == "price 24.50 USD → 30.00 EUR: dearer"
-    with unchanged(), pytest.raises(approvals.WrongState, match="changed meanwhile"):
-        services.change_price(stale, **price, **who, reason="dearer")
+    assert row.reason == ("name Desk lamp → Lamp, price 24.50 USD → 30.00 EUR, +5 pieces: dearer")
+    for how in ({**price, "reason": "dearer"}, {"name": "Light"}, {"pieces": 5}):
+        with (
+            unchanged(),
+            pytest.raises(
+                approvals.WrongState, match=r"^SKU-001 was changed meanwhile; look at it"
+            ),
+        ):
+            change(stale, **who, **how)
     assert order.lines.get(product_id="SKU-001").unit_price == Decimal("24.50")
 
 
 def test_reserved_pieces_are_not_taken_away(unchanged: Unchanged) -> None:
-    """O5: what orders have reserved is not taken away."""
+    """O5: what orders have reserved is not taken away, and a new name is not stored then."""
     factories.carry(factories.order(), contracts.RESERVE_INVENTORY)
     item = StockItem.objects.get(product_id="SKU-001")
     with (
@@ -631,7 +659,7 @@ def test_reserved_pieces_are_not_taken_away(unchanged: Unchanged) -> None:
             approvals.WrongState, match=r"^Fewer than 25 pieces of SKU-001 are available\.$"
         ),
     ):
-        services.adjust_stock(item, by=-25, **WHO)
+        change(item, pieces=-25, name="Lamp")
 
 
 # Who sees what

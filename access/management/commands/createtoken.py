@@ -3,13 +3,13 @@
 from datetime import timedelta
 from typing import Any
 
-from django.contrib.auth.models import User
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db.models import Q
 from django.utils import timezone
 from knox.settings import knox_settings
 
 from access import groups
+from access.commands import active_user
 from access.models import Token
 
 LONGEST_DAYS = 3650
@@ -39,11 +39,7 @@ class Command(BaseCommand):
     def handle(
         self, *, username: str, days: int | None, replace: bool, revoke: bool, **options: Any
     ) -> None:
-        user = User.objects.filter(username=username).first()
-        if user is None:
-            raise CommandError(f"There is no user {username!r}. Add one in the admin first.")
-        if not user.is_active:
-            raise CommandError(f"The user {username!r} is not active. Activate it in the admin.")
+        user = active_user(username)
         if days is not None and not 1 <= days <= LONGEST_DAYS:
             raise CommandError(f"--days takes a whole number from 1 to {LONGEST_DAYS}.")
         expiry = timedelta(days=days) if days else knox_settings.TOKEN_TTL

@@ -8,7 +8,7 @@ from django.core.management.base import CommandError, CommandParser
 from django.db.models import Q
 from django.utils import timezone
 
-from access.text import clean_text
+from access.text import ID_LENGTH, clean_text, is_opaque_id
 from approvals import services as approvals
 from approvals.models import VERDICT_OF_VERB, Route, Verdict
 from orders import base_command, services
@@ -92,7 +92,10 @@ class Command(base_command.OrderCommand):
 def _find(ref: str) -> Order:
     """Return the order with this order id, else the order with this workflow id. Raises
     CommandError."""
-    orders = Order.objects.filter(Q(order_id=ref) | Q(workflow_id=ref))
+    # A workflow id is at most twice as long. No order has an id that a database cannot compare.
+    orders = Order.objects.none()
+    if is_opaque_id(ref, 2 * ID_LENGTH):
+        orders = Order.objects.filter(Q(order_id=ref) | Q(workflow_id=ref))
     found = sorted(orders, key=lambda order: order.order_id != ref)
     if not found:
         raise CommandError(f"There is no order {ref!r}, by its order id or its workflow id.")
