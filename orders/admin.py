@@ -49,7 +49,7 @@ class OrderAdmin(DecidableAdmin):
     id_field = "order_id"
     pending = State.PENDING
     decide_permission = services.DECIDE
-    unsent = "The relay notifies the workflow."
+    unsent = "The relay notifies or starts the workflow."
     list_display: ClassVar = [
         "order_id",
         "shown_state",
@@ -145,7 +145,7 @@ class OrderAdmin(DecidableAdmin):
     def trail(self, row: Order) -> list[TrailRow]:
         """Return the audit trail with each step and each undo (requirements O5, X5)."""
         steps = [
-            TrailRow(step.at, _step(step), f"attempt {step.attempt}", "workflow", step.message)
+            TrailRow(step.at, _step(step), "workflow", "workflow", step.message)
             for step in row.steps.all()
         ]
         return sorted([*super().trail(row), *steps], key=lambda entry: entry.at)
@@ -174,7 +174,7 @@ class OrderAdmin(DecidableAdmin):
         """Show orders, stock, payments and warehouse of one moment."""
         if not request.user.has_perms(services.SNAPSHOT_PERMISSIONS):
             raise PermissionDenied
-        now = services.snapshot()
+        found = services.snapshot()
         inventory = ("product_id", "name", "unit_price", "available", "reserved")
         payments = ("charge_id", "amount", "status", "payment_method")
         warehouse = ("order_id", "product_id", "quantity", "status")
@@ -184,10 +184,10 @@ class OrderAdmin(DecidableAdmin):
             "title": "Snapshot",
             "states": _states(),
             "tables": [
-                ("Inventory", _table(now.inventory, inventory)),
-                ("Orders, the newest", _orders(now.orders[:SHOWN])),
-                ("Payments, the newest", _table(now.payments[:SHOWN], payments)),
-                ("Warehouse, the newest", _table(now.warehouse[:SHOWN], warehouse)),
+                ("Inventory", _table(found.inventory, inventory)),
+                ("Orders, the newest", _orders(found.orders[:SHOWN])),
+                ("Payments, the newest", _table(found.payments[:SHOWN], payments)),
+                ("Warehouse, the newest", _table(found.warehouse[:SHOWN], warehouse)),
             ],
         }
         return TemplateResponse(request, "admin/orders/order/snapshot.html", context)
@@ -294,7 +294,8 @@ class WarehouseRecordAdmin(ReadOnlyAdmin):
 
 
 def _step(step: OrderStep) -> str:
-    return f"{step.name.replace('_', ' ')} {step.get_status_display()}"
+    name = step.name.replace("_", " ")
+    return f"{name} {step.get_status_display()} (attempt {step.attempt})"
 
 
 def _states() -> list[tuple[str, int]]:

@@ -204,7 +204,7 @@ class OrdersView(_OrdersView):
                     actor=self.actor,
                     route=self.route,
                     now=timezone.now(),
-                    local=open_access.is_local_installation(request._request),
+                    may_inject_failure=open_access.is_local_installation(request._request),
                     key=request.headers.get("Idempotency-Key", ""),
                 )
             except services.IdInUse as error:
@@ -372,9 +372,9 @@ class SnapshotView(_OrdersView):
 
     def get(self, request: Request) -> Response:
         _check_may_view(self, *services.SNAPSHOT_PERMISSIONS)
-        now = services.snapshot()
-        orders = [self.worded(_summary(order)) for order in now.orders]
-        return Response({**now._asdict(), "orders": orders})
+        found = services.snapshot()
+        orders = [self.worded(_summary(order)) for order in found.orders]
+        return Response({**found._asdict(), "orders": orders})
 
 
 def _summary(order: Order) -> dict[str, Any]:
@@ -432,7 +432,8 @@ def _status(order: Order) -> dict[str, Any]:
 
 
 def _current_step(order: Order, steps: list[OrderStep]) -> str | None:
-    """Return the step that is under way, or None for an order that has ended."""
+    """Return the step that is under way, or None for an order that has ended. While the order is
+    compensated this is always `begin_compensation`."""
     if order.state == State.PENDING:
         return contracts.AWAIT_APPROVAL
     if order.state == State.COMPENSATING:

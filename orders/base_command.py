@@ -44,7 +44,8 @@ class OrderCommand(TemporalCommand):
             "--as",
             dest="username",
             metavar="USERNAME",
-            help="the user who acts, with that user's rights; otherwise it is you at this console",
+            help="act as this user, with their rights; without it you act as the console, which "
+            "may do everything",
         )
 
     def run_from_argv(self, argv: list[str]) -> None:
@@ -131,8 +132,8 @@ def why_it_waits(order: Order) -> str:
     if order.state == State.PENDING and order.expires_at and order.expires_at > timezone.now():
         return ""
     return (
-        "Its workflow goes on when a worker does. Is one running (`./manage.py runworker`)? "
-        "Its log says what fails."
+        "The workflow waits for a worker. Is one running (`./manage.py runworker`)? "
+        "The worker's log shows what fails."
     )
 
 

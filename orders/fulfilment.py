@@ -39,7 +39,7 @@ CANCELLED_IN_TEMPORAL: Final = "cancelled in Temporal"
 PATIENCE: Final = timedelta(seconds=30)
 # The longest part of an actor's name that a client of Temporal chooses.
 _CLAIM_LENGTH: Final = 130
-_ENDED = {State.CANCELLED: AuditEntry.Event.CANCELLED, State.FAILED: AuditEntry.Event.FAILED}
+_EVENT_OF_END = {State.CANCELLED: AuditEntry.Event.CANCELLED, State.FAILED: AuditEntry.Event.FAILED}
 
 
 class NotNow(Exception):
@@ -113,9 +113,11 @@ def current_state(order: Order, now: datetime) -> dict[str, Any]:
 
 def _do(order: Order, step: str, *, attempt: int, now: datetime) -> dict[str, Any]:
     done = order.steps.filter(attempt=attempt, name=step, status=OrderStep.Status.COMPLETED).first()
-    carried = (State.RUNNING, State.COMPLETED) if done else _WHEN.get(step, (State.RUNNING,))
+    allowed = (
+        (State.RUNNING, State.COMPLETED) if done else _ALLOWED_STATES.get(step, (State.RUNNING,))
+    )
     # Compare-and-set: a compensation either finds that this step was begun, or prevents it.
-    if not Order.objects.filter(pk=order.pk, attempt=attempt, state__in=carried).update(
+    if not Order.objects.filter(pk=order.pk, attempt=attempt, state__in=allowed).update(
         steps_begun=Greatest("steps_begun", _POSITION.get(step, 0))
     ):
         order.refresh_from_db()
@@ -237,7 +239,7 @@ _FORWARD: Final[dict[str, Callable[[Order, str], dict[str, Any]]]] = {
 _POSITION: Final = {step: place for place, (step, _) in enumerate(contracts.SAGA, start=1)}
 _UNDONE_POSITION: Final = {undo: place for place, (_, undo) in enumerate(contracts.SAGA, start=1)}
 # The confirmation is sent after the order is complete, when nothing can be undone any more.
-_WHEN: Final = {contracts.SEND_CONFIRMATION: (State.COMPLETED,)}
+_ALLOWED_STATES: Final = {contracts.SEND_CONFIRMATION: (State.COMPLETED,)}
 # Each undo takes the idempotency key; its message is for the timeline.
 _UNDO: Final[dict[str, tuple[Callable[[str], None], str]]] = {
     contracts.RELEASE_INVENTORY: (
@@ -403,7 +405,7 @@ def _begin_compensation(
         if rows.filter(state=State.PENDING).update(
             state=ends_as, ends_as=ends_as, failure_reason=early, ended_at=now
         ):
-            _record(_ENDED[ends_as], order, actor=actor, now=now, reason=early)
+            _record(_EVENT_OF_END[ends_as], order, actor=actor, now=now, reason=early)
         elif not rows.filter(state=State.RUNNING).update(
             state=State.COMPENSATING, ends_as=ends_as, failure_reason=reason
         ):
@@ -419,7 +421,7 @@ def _close_order(order: Order, details: dict[str, Any], actor: actors.Actor, now
     with transaction.atomic(durable=True):
         if rows.filter(state=State.COMPENSATING).update(state=F("ends_as"), ended_at=now):
             order.refresh_from_db()
-            event = _ENDED[State(order.state)]
+            event = _EVENT_OF_END[State(order.state)]
             _record(event, order, actor=actor, now=now, reason=order.failure_reason)
         if rows.filter(state__in=UNDONE).exists():
             outbox.settle(

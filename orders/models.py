@@ -54,7 +54,7 @@ class Order(models.Model):
     )
     workflow_id = OpaqueIdField("workflow ID", max_length=2 * ID_LENGTH, unique=True)
     state = models.CharField(max_length=12, choices=State, db_index=True)
-    # The number of runs: the first one, and one for each retry.
+    # Starts at 1; each retry adds one. A run that is started again keeps its attempt.
     attempt = models.PositiveIntegerField(default=1)
     # The number of steps of contracts.SAGA that this attempt has begun, and that a compensation
     # undoes. Each step is counted before it can take effect.

@@ -111,7 +111,7 @@ def visible_to(actor: actors.Actor) -> QuerySet[Order]:
 def check_may_submit(actor: actors.Actor) -> None:
     """Raise approvals.NotPermitted unless the actor may submit orders.
 
-    Callers ask before they read what is submitted.
+    Call this before parsing the body, so that a person without the permission gets 403, not 400.
     """
     if not actor.may(SUBMIT):
         raise approvals.NotPermitted(
@@ -125,17 +125,17 @@ def submit_order(
     actor: actors.Actor,
     route: Route,
     now: datetime,
-    local: bool = False,
+    may_inject_failure: bool = False,
     key: str = "",
 ) -> Order:
     """Record an order at the current prices and queue the start of its workflow (requirements O1).
 
-    A total above the threshold needs a decision. `local` says whether the request comes from a
-    local installation, which alone injects failures (O6). `key` is the request's idempotency key,
-    or "": a repeat of the same submission with its key returns the order of the first request.
+    A total above the threshold needs a decision. Only a local installation may inject failures
+    (O6). `key` is the request's idempotency key, or "": a repeat of the same submission with its
+    key returns the order of the first request.
     Raises NotSubmitted, IdInUse, approvals.TooManySubmissions.
     """
-    if submission.fail_at and not local:
+    if submission.fail_at and not may_inject_failure:
         raise NotSubmitted("fail_at", "Failures are injected in the local mode only; leave it out.")
     order_id = submission.order_id or _new_order_id(actor.user, key)
     workflow_id = submission.workflow_id or (
@@ -155,7 +155,8 @@ def submit_order(
     if key and (earlier := _identical(order, submission)):
         return earlier
     try:
-        # A workflow id that the site made belongs to this order: its start reports a conflict.
+        # Only a chosen id is checked here. For an id that the site made, the start reports a
+        # conflict.
         if submission.workflow_id:
             _check_is_free(workflow_id)
         _insert(order, submission, actor=actor, route=route)
@@ -478,7 +479,7 @@ def start_again(order: Order) -> bool:
         )
 
 
-def tell_again(order: Order) -> bool:
+def notify_again(order: Order) -> bool:
     """Queue the decision, or without one the cancellation, once more for a workflow that still
     waits; return False where it is queued already. The workflow then asks for the order's state."""
     decision = order.decision
@@ -583,30 +584,6 @@ def snapshot() -> Snapshot:
             )
         finally:
             cursor.execute("ROLLBACK")
-
-
-# Product, name, unit price in USD, pieces. The products of the published samples, of the example
-# orders of `startorder` (O8), and two on either side of the approval threshold (O1).
-EXAMPLES: Final = (
-    ("SKU-001", "Desk lamp", "24.50", 25),
-    ("SKU-002", "Office chair", "699.00", 10),
-    ("SKU-003", "Notebook", "9.95", 50),
-    ("PROD-101", "Wireless mouse", "29.99", 100),
-    ("PROD-102", "USB cable", "9.99", 100),
-    ("PROD-201", "Laptop computer", "1299.99", 100),
-    ("PROD-202", "External monitor", "299.99", 100),
-    ("SKU-1000", "At the threshold", "1000.00", 100),
-    ("SKU-1001", "A cent above the threshold", "1000.01", 100),
-)
-
-
-def stock_examples() -> None:
-    """Add the example products that the stock lacks."""
-    for product_id, name, price, pieces in EXAMPLES:
-        StockItem.objects.get_or_create(
-            product_id=product_id,
-            defaults={"name": name, "unit_price": Decimal(price), "available": pieces},
-        )
 
 
 def _cancelled(reason: str, now: datetime) -> dict[str, Any]:

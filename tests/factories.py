@@ -13,7 +13,7 @@ from access.models import Token
 from approvals.models import Decision, Route, Verdict
 from expenses import services
 from expenses.models import CallbackAddress, Expense, LedgerEntry, State
-from orders import fulfilment, integrations
+from orders import examples, fulfilment, integrations
 from orders import models as order_models
 from orders import services as order_services
 from outbox.models import Message
@@ -126,7 +126,7 @@ def records() -> dict[type[Model], list[dict[str, Any]]]:
 def stock() -> None:
     """Stock the products of `make up`, once."""
     if not order_models.StockItem.objects.exists():
-        order_services.stock_examples()
+        examples.stock_examples()
 
 
 CUSTOMER = order_services.Customer(customer_id="cust-42", payment_method="tok_visa")

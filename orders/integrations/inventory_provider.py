@@ -24,7 +24,7 @@ class Product:
 
 class Inventory(Protocol):
     def products(self, product_ids: Sequence[str]) -> dict[str, Product]:
-        """Return the known ones of the products, by id."""
+        """Return the products that exist, by id."""
 
     def check(self, items: Sequence[Item]) -> None:
         """Raise Declined unless all pieces are available now."""

@@ -327,8 +327,8 @@ DEFECTS: Final = (
     Defect(
         "a step before the approval",
         "orders/fulfilment.py",
-        "_WHEN.get(step, (State.RUNNING,))",
-        "_WHEN.get(step, (State.RUNNING, State.PENDING))",
+        "_ALLOWED_STATES.get(step, (State.RUNNING,))",
+        "_ALLOWED_STATES.get(step, (State.RUNNING, State.PENDING))",
         "tests/orders/test_fulfilment.py",
     ),
 )

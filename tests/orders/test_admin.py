@@ -160,7 +160,7 @@ def test_retrying_in_the_list_begins_the_next_attempt(client: Client) -> None:
     answer = act(client, "retry", failed, runs)
     assert told(answer) == [
         "Skipped: Only a failed order is retried; ORD-005 is running.",
-        "Retried: ORD-004. The relay notifies the workflow.",
+        "Retried: ORD-004. The relay notifies or starts the workflow.",
     ]
     failed.refresh_from_db()
     assert (failed.state, failed.attempt) == (State.RUNNING, 2)
@@ -192,12 +192,13 @@ def test_page_shows_steps_and_undos(client: Client) -> None:
         html.index(text)
         for text in (
             ">submitted<",
-            "process payment completed",
-            "update warehouse failed",
-            "refund payment by idempotency key compensated",
+            "process payment completed (attempt 1)",
+            "update warehouse failed (attempt 1)",
+            "refund payment by idempotency key compensated (attempt 1)",
         )
     ]
     assert found == sorted(found)
+    assert html.count('<td class="py-1 pr-4">workflow</td>') == 6  # Who and Route of each step
 
 
 # The stock

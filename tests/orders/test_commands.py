@@ -348,7 +348,11 @@ async def test_waiting_prints_what_is_missing(shop: Shop, monkeypatch: pytest.Mo
         async with shop.relayed():
             await says(output, f"{start}Temporal at 127.0.0.1:1 does not answer.\n")
     async with shop.relayed():
-        await says(output, "Is one running (`./manage.py runworker`)? Its log says what fails.\n")
+        await says(
+            output,
+            "The workflow waits for a worker. Is one running (`./manage.py runworker`)? "
+            "The worker's log shows what fails.\n",
+        )
     async with shop.worked():
         code, said = await waiting
         await shop.ended("order-workflow-ORD-006")

@@ -439,7 +439,7 @@ async def test_young_changes_are_no_difference(shop: Shop, monkeypatch: pytest.M
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("again", [services.tell_again, services.start_again])
+@pytest.mark.parametrize("again", [services.notify_again, services.start_again])
 @pytest.mark.parametrize("settled", [True, False])
 def test_two_concurrent_fixes_queue_one_message(
     again: Callable[[Order], bool], settled: bool

@@ -13,7 +13,7 @@ from django.db import IntegrityError, transaction
 from access import actors, groups
 from approvals import services as approvals
 from approvals.models import AuditEntry, Decision, Route, Verdict
-from orders import fulfilment, services
+from orders import examples, fulfilment, services
 from orders.integrations import Item
 from orders.models import Order, State, StockItem
 from outbox.models import Message
@@ -588,7 +588,7 @@ def test_start_is_queued_again_once(unchanged: Unchanged) -> None:
 
 def test_example_products_are_added_once(unchanged: Unchanged) -> None:
     """O8: the samples' products are added once; later changes to them stay."""
-    services.stock_examples()
+    examples.stock_examples()
     shown = StockItem.objects.filter(product_id__startswith="SKU-00")
     assert list(shown.values_list("product_id", "unit_price", "available", "reserved")) == [
         ("SKU-001", Decimal("24.50"), 25, 0),
@@ -597,7 +597,7 @@ def test_example_products_are_added_once(unchanged: Unchanged) -> None:
     ]
     StockItem.objects.filter(product_id="SKU-001").update(available=3, unit_price=5, name="Lamp")
     with unchanged():
-        services.stock_examples()
+        examples.stock_examples()
 
 
 def change(item: StockItem, **how: Any) -> None:

@@ -18,7 +18,7 @@ from expensesite import server
 from local import credentials, installation
 from local.dev_server import LOOPBACK, DevServer
 from local.supervisor import Child, Supervisor
-from orders.services import stock_examples
+from orders.examples import stock_examples
 from worker import contracts
 
 MANAGE = (sys.executable, str(installation.BASE_DIR / "manage.py"))

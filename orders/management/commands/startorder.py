@@ -20,7 +20,7 @@ from orders.models import Order, OrderStep, State
 from outbox import services as outbox
 from worker import contracts
 
-EXAMPLES: Final = {
+EXAMPLE_ORDERS: Final = {
     "small": {
         "order_id": "ORD-001",
         "customer_id": "CUST-001",
@@ -59,7 +59,7 @@ class Command(base_command.OrderCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         what = parser.add_mutually_exclusive_group(required=True)
-        what.add_argument("example", nargs="?", choices=EXAMPLES, help="an example order")
+        what.add_argument("example", nargs="?", choices=EXAMPLE_ORDERS, help="an example order")
         what.add_argument("--file", type=Path, metavar="ORDER.JSON", help="an order of your own")
         parser.add_argument("--id", dest="order_id", help="an order id instead of the example's")
         parser.add_argument(
@@ -80,7 +80,7 @@ class Command(base_command.OrderCommand):
         username: str | None,
         **options: Any,
     ) -> None:
-        wanted = _read(file) if file else EXAMPLES[str(example)]
+        wanted = _read(file) if file else EXAMPLE_ORDERS[str(example)]
         if order_id is not None and isinstance(wanted, dict):
             wanted = {**wanted, "order_id": order_id}
         order = _submit(wanted, username)
@@ -157,13 +157,16 @@ def _submit(wanted: Any, username: str | None) -> Order:
             actor=actor,
             route=Route.COMMAND,
             now=timezone.now(),
-            local=settings.FAULT_INJECTION,
+            may_inject_failure=settings.FAULT_INJECTION,
         )
     except (approvals.NotPermitted, approvals.TooManySubmissions) as error:
         raise CommandError(str(error)) from error
     except services.IdInUse as error:
-        # The option of this command instead of the field of a request.
-        raise CommandError(str(error).replace("another ID.", "another with --id.")) from error
+        if error.field != "order_id":
+            raise CommandError(str(error)) from error
+        raise CommandError(
+            f"There is an order {wanted['order_id']} already. Choose another with --id."
+        ) from error
     except services.NotSubmitted as error:
         hint = (
             f" The stock is at {settings.EXPENSES_SITE_URL}/admin/orders/stockitem/; `make up` "
