@@ -39,6 +39,7 @@ def actor_of(request: HttpRequest, *, permission: str | None, cookies: bool) -> 
     """
     if settings.EXPENSES_PROTOCOL_ACCESS == "off":
         raise NotServed
+    request.get_host()  # DisallowedHost under a name that is not in ALLOWED_HOSTS
     return signed_in_or_local(request, permission=permission, cookies=cookies)
 
 

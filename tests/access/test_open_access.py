@@ -131,6 +131,14 @@ def test_open_mode_refuses_anonymous_requests_from_elsewhere(
         assert local.post("/decide", DECISION, **elsewhere).status_code == 401
 
 
+@pytest.mark.parametrize("path", ["/status?id=x", "/list", "/orders"])
+def test_a_token_reads_nothing_under_a_host_that_the_site_does_not_serve(path: str) -> None:
+    """X8: the root routes refuse the name, as the admin and /api/v1/ do."""
+    headers = factories.bearer(factories.user(groups.AUDITOR))
+    assert Client().get(path, headers=headers).status_code == 200
+    assert Client().get(path, headers={**headers, "Host": "evil.example"}).status_code == 400
+
+
 def test_open_mode_answers_400_to_a_host_that_the_site_does_not_serve(
     local: Client, unchanged: Unchanged
 ) -> None:
