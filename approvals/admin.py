@@ -27,10 +27,8 @@ from approvals import services
 from approvals.models import AuditEntry, Route, Verdict
 from outbox import handlers
 from outbox import services as outbox
-from outbox.models import Message
+from outbox.models import DONE, Message
 from temporal.outcomes import Outcome
-
-_NOTIFIED = (Outcome.DELIVERED, Outcome.ALREADY_COMPLETED, Outcome.OBSOLETE)
 
 
 @admin.register(AuditEntry)
@@ -120,7 +118,7 @@ class DecidableAdmin(ReadOnlyAdmin):
             return None
         if row.outcome is None:
             return "queued"
-        if row.outcome in _NOTIFIED:
+        if row.outcome in DONE:
             return "started" if row.message == handlers.START_WORKFLOW else "notified"
         return "conflict" if row.outcome == Outcome.CONFLICT else "undeliverable"
 
@@ -276,7 +274,7 @@ def with_delivery(requests: QuerySet[Any], keys: Iterable[Combinable]) -> QueryS
 
 def _report(notices: list[Message]) -> str:
     outcomes = outbox.wait_for_report(notices)
-    if not all(outcome is None or outcome in _NOTIFIED for outcome in outcomes):
+    if not all(outcome is None or outcome in DONE for outcome in outcomes):
         return "Not every workflow could be notified; the Workflow column shows which."
     if None in outcomes:
         return "Queued: Temporal is unreachable, it will be notified."

@@ -296,7 +296,7 @@ def _wait(expense: Expense, value: str, *, started: bool = True) -> dict[str, An
     }
 
 
-def deliver_again(expense: Expense) -> bool:
+def notify_again(expense: Expense) -> bool:
     """Queue the decision on `expense` again, for a workflow that still waits for it.
 
     It goes to the waiting activity of the expense's own workflow, else to the registered address.

@@ -37,7 +37,7 @@ def start_job(msg: str, *, fail_first_attempt: bool) -> str:
 
 
 def result_of(job_id: str, *, seconds: float) -> Any:
-    """The result of the job; None where it is not known after `seconds`.
+    """Return the result of the job; None where it is not known after `seconds`.
 
     Raises inspection.WorkflowFailed where it ended without a result.
     """
@@ -48,7 +48,7 @@ def result_of(job_id: str, *, seconds: float) -> Any:
 
 
 def run_of(workflow_id: str) -> inspection.Run | None:
-    """The current run under this id, of a job, an expense or an order (requirements J2).
+    """Return the current run under this id, of a job, an expense or an order (requirements J2).
 
     None where Temporal knows no such run, or a run of another type. Raises client.Unreachable.
     """
@@ -57,7 +57,7 @@ def run_of(workflow_id: str) -> inspection.Run | None:
 
 
 def status_of(run: inspection.Run) -> tuple[Status, str]:
-    """The status, and the reason where it is FAILED ("" otherwise)."""
+    """Return the status, and the reason where it is FAILED ("" otherwise)."""
     match run.status:
         case "running" | "paused":
             return Status.RUNNING, ""

@@ -160,7 +160,7 @@ def places(order: Order) -> str:
 
 def page(order: Order) -> str:
     """Return the address of the order's page in the admin."""
-    return settings.EXPENSES_SITE_URL + subjects.of(services.start_key(order.order_id)).url
+    return settings.EXPENSES_SITE_URL + subjects.describe(services.start_key(order.order_id)).url
 
 
 def message_of(order: Order) -> str:

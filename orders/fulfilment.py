@@ -424,7 +424,7 @@ def _close_order(order: Order, details: dict[str, Any], actor: actors.Actor, now
             event = _EVENT_OF_END[State(order.state)]
             _record(event, order, actor=actor, now=now, reason=order.failure_reason)
         if rows.filter(state__in=UNDONE).exists():
-            outbox.settle(
+            outbox.mark_obsolete(
                 [services.decision_key(order.order_id), services.cancel_key(order.order_id)],
                 why="Its workflow has ended.",
             )

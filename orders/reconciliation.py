@@ -68,7 +68,7 @@ COMPARISON: Final = Comparison(
     rows=Order.objects.all,
     read=_records,
     judge=judge,
-    fixes={_NOTIFY: services.notify_again, _START: services.start_again},
+    remedies={_NOTIFY: services.notify_again, _START: services.start_again},
     automatic=_NOTIFY,
     workflow=contracts.ORDER_WORKFLOW,
     suspect_while_running=[state for state in State if state != State.PENDING],

@@ -459,7 +459,7 @@ def retry_order(
         order.refresh_from_db()
         record(AuditEntry.Event.RETRIED, order, actor=actor, route=route, now=now, reason=reason)
         # The start of the failed attempt was delivered, but that may not be noted yet.
-        outbox.settle([start_key(order.order_id)], why="Its attempt has failed.")
+        outbox.mark_obsolete([start_key(order.order_id)], why="Its attempt has failed.")
         start_again(order)
     log.info("%s retried by %s", order.order_id, actor.name)
 

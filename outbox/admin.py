@@ -21,7 +21,7 @@ from unfold.decorators import action, display
 
 from access.bounded_admin import OwnFiltersList, ReadOnlyAdmin
 from outbox import metrics, relay, services, subjects
-from outbox.models import ALARMING, NEEDS_ATTENTION, Message
+from outbox.models import ALARMING, DONE, NEEDS_ATTENTION, Message
 from temporal.outcomes import Outcome
 
 RETRY: Final = "outbox.retry_message"
@@ -72,7 +72,6 @@ EXPLANATIONS: dict[str | None, Explanation] = {
 }
 _LINK = '<a class="text-primary-600 underline dark:text-primary-500" href="{}">{}</a>'
 _UNBROKEN = '<span class="whitespace-nowrap">{}</span>'
-_DONE = (Outcome.DELIVERED, Outcome.ALREADY_COMPLETED, Outcome.OBSOLETE)
 # What the list can show: the words of the link, and the messages.
 _LISTINGS: dict[str, tuple[str, Callable[[QuerySet[Message]], QuerySet[Message]]]] = {
     "open": (
@@ -86,7 +85,7 @@ _LISTINGS: dict[str, tuple[str, Callable[[QuerySet[Message]], QuerySet[Message]]
     ),
     "waiting": ("Waiting", lambda messages: messages.filter(settled_at=None)),
     "attention": ("Needs attention", lambda messages: messages.filter(NEEDS_ATTENTION)),
-    "done": ("Done", lambda messages: messages.filter(outcome__in=_DONE)),
+    "done": ("Done", lambda messages: messages.filter(outcome__in=DONE)),
     "all": ("All", lambda messages: messages),
 }
 
@@ -106,7 +105,7 @@ class MessageList(OwnFiltersList):
 def _colour(outcome: str | None) -> str:
     if outcome is None:
         return "warning"
-    return "success" if outcome in _DONE else "danger"
+    return "success" if outcome in DONE else "danger"
 
 
 def _shown(request: HttpRequest) -> str:
@@ -142,7 +141,7 @@ class MessageAdmin(ReadOnlyAdmin):
     def get_list_display(self, request: HttpRequest) -> list[Any]:
         @display(description="about")
         def about(message: Message) -> str:
-            subject = subjects.of(message.key)
+            subject = subjects.describe(message.key)
             url = _url(subject, request)
             name = truncatechars(subject.name, 40)
             return format_html(_LINK, url, name) if url else name
@@ -157,7 +156,7 @@ class MessageAdmin(ReadOnlyAdmin):
         return MessageList
 
     def message(self, message: Message) -> str:
-        return format_html(_UNBROKEN, subjects.of(message.key).words)
+        return format_html(_UNBROKEN, subjects.describe(message.key).words)
 
     @display(
         description="delivery",
@@ -218,13 +217,13 @@ class MessageAdmin(ReadOnlyAdmin):
         obj: Message,
         **kwargs: Any,
     ) -> HttpResponse:
-        subject = subjects.of(obj.key)
+        subject = subjects.describe(obj.key)
         context |= {
             "explanation": EXPLANATIONS[obj.outcome],
             "colour": _colour(obj.outcome),
             "subject": subject,
             "subject_url": _url(subject, request),
-            "may_retry": self.has_retry_permission(request) and obj.outcome not in _DONE,
+            "may_retry": self.has_retry_permission(request) and obj.outcome not in DONE,
             "retries": LogEntry.objects.filter(
                 content_type=ContentType.objects.get_for_model(Message), object_id=obj.pk
             ).select_related("user"),
@@ -239,7 +238,7 @@ class MessageAdmin(ReadOnlyAdmin):
         with transaction.atomic():
             # Deliveries settle in this order too, so that the two do not deadlock.
             chosen = list(queryset.order_by("pk").select_for_update())
-            again = [message for message in chosen if message.outcome not in _DONE]
+            again = [message for message in chosen if message.outcome not in DONE]
             services.retry(queryset, now=relay.database_now())
             LogEntry.objects.log_actions(
                 request.user.pk,  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ class Deliverer:
     async def deliver(self, message: Message) -> Outcome | None:
         """Attempt and settle; None where the message is to be tried again."""
         async with self._slots:
-            attempt = await relay.attempt(self.loop.temporal, message)
+            attempt = await relay.try_once(self.loop.temporal, message)
         if attempt.down is not None:
             self.loop.note(down=attempt.down)
         settled = asyncio.get_running_loop().create_future()
@@ -81,13 +81,13 @@ def activate() -> None:
 
 def is_ready() -> bool:
     """Whether this process delivers a message that it commits now."""
-    return _active and not loop.of_this_process().is_paused()
+    return _active and not loop.current().is_paused()
 
 
 def hand_over(message: Message) -> None:
     """Deliver a committed message from this process."""
     global _deliverer
-    running = loop.of_this_process()
+    running = loop.current()
     with _making:
         if _deliverer is None or _deliverer.loop is not running:
             _deliverer = Deliverer(running)

@@ -36,7 +36,7 @@ class Backlog:
 
 
 def backlog() -> Backlog:
-    """What waits now, at a bounded cost."""
+    """Return what waits now, at a bounded cost."""
     oldest = relay.oldest_waiting()
     age = relay.database_now() - oldest.created_at if oldest else None
     waiting = Message.objects.filter(settled_at=None)[:LARGEST_COUNT].count()
@@ -44,24 +44,24 @@ def backlog() -> Backlog:
 
 
 def readiness() -> dict[str, Any]:
-    """The fields of `GET /readyz`: `delivery` is `late` where a message has waited so long that
-    the relay alarms, and `oldest_undelivered_seconds` is null where none waits."""
-    now = backlog()
+    """Return the fields of `GET /readyz`: `delivery` is `late` where a message has waited so long
+    that the relay alarms, and `oldest_undelivered_seconds` is null where none waits."""
+    current = backlog()
     return {
-        "delivery": "late" if now.is_late else "ok",
-        "waiting": now.waiting,
-        "oldest_undelivered_seconds": None if now.age is None else now.age.total_seconds(),
+        "delivery": "late" if current.is_late else "ok",
+        "waiting": current.waiting,
+        "oldest_undelivered_seconds": None if current.age is None else current.age.total_seconds(),
     }
 
 
 def waiting_by_kind() -> dict[str, int]:
-    """How many messages of each kind wait, zeros included."""
+    """Return how many messages of each kind wait, zeros included."""
     kinds = Message.objects.filter(settled_at=None).order_by().values_list("kind")
     return dict.fromkeys(handlers.HANDLERS, 0) | dict(kinds.annotate(Count("pk")))
 
 
 def needing_attention() -> dict[Outcome, int]:
-    """How many messages ended with each alarming outcome, zeros included."""
+    """Return how many messages ended with each alarming outcome, zeros included."""
     outcomes = Message.objects.filter(NEEDS_ATTENTION).order_by().values_list("outcome")
     found = {Outcome(outcome): count for outcome, count in outcomes.annotate(Count("pk"))}
     return dict.fromkeys(ALARMING, 0) | found
@@ -72,7 +72,7 @@ class Metrics(Collector):
     all."""
 
     def collect(self) -> Iterator[Metric]:
-        now = backlog()
+        current = backlog()
         waiting = GaugeMetricFamily(
             "outbox_messages_waiting", "Messages that wait for delivery.", labels=["kind"]
         )
@@ -82,12 +82,12 @@ class Metrics(Collector):
         yield GaugeMetricFamily(
             "outbox_oldest_waiting_age_seconds",
             "How long the oldest waiting message has waited; 0 when none waits.",
-            0 if now.age is None else now.age.total_seconds(),
+            0 if current.age is None else current.age.total_seconds(),
         )
         yield GaugeMetricFamily(
             "outbox_oldest_waiting_attempts",
             "Delivery attempts of the oldest waiting message; 0 when none waits.",
-            0 if now.oldest is None else now.oldest.attempts,
+            0 if current.oldest is None else current.oldest.attempts,
         )
         attention = GaugeMetricFamily(
             "outbox_messages_needing_attention",

@@ -13,6 +13,8 @@ from temporal.outcomes import Outcome
 ALARMING = (Outcome.CONFLICT, Outcome.UNDELIVERABLE, Outcome.DEAD)
 # The same as a condition: a disjunction, since SQLite uses no partial index for an IN.
 NEEDS_ATTENTION = Q(*(("outcome", outcome) for outcome in ALARMING), _connector=Q.OR)
+# The effect happened, or is no longer needed.
+DONE = (Outcome.DELIVERED, Outcome.ALREADY_COMPLETED, Outcome.OBSOLETE)
 
 
 class Message(models.Model):
@@ -25,7 +27,9 @@ class Message(models.Model):
     kind = models.CharField(max_length=40)
     # An opaque id, like the id in it, so that a search by id can use the index.
     key = OpaqueIdField(
-        max_length=200, unique=True, help_text="What it is about; one message for each."
+        max_length=200,
+        unique=True,
+        help_text="The subject, such as order-start:ORD-1; one message per key.",
     )
     payload = models.JSONField()
     created_at = models.DateTimeField()
@@ -63,4 +67,4 @@ class Message(models.Model):
         ]
 
     def __str__(self) -> str:
-        return str(subjects.of(self.key))
+        return str(subjects.describe(self.key))

@@ -30,8 +30,8 @@ GRACE: Final = timedelta(seconds=30)
 COMPLETED_WITHIN: Final = timedelta(minutes=10)
 BATCH: Final = 256
 AT_A_TIME: Final = 32
-# How many suspects of a page of workflows the relay compares. There are more suspects only while
-# the workers are down, or after a disaster; chosen at random, each has its turn.
+# How many suspects of a page of workflows the relay compares. There are more only while workers are
+# down or after a disaster. The relay picks them at random, so each is compared eventually.
 SAMPLE: Final = 32
 EVERY_SECONDS: Final = 60.0
 # However many workflows run, the comparison takes a tenth of the time at most.
@@ -44,15 +44,15 @@ _NAMED_IN_ALARM = 10
 class Difference:
     """A record that differs from its workflow: the states of both, and the remedy in words.
 
-    `fix` queues the remedy, and returns False where it is queued already; None where a person has
-    to act. Where `automatic`, the relay queues it without being asked.
+    `enqueue` queues the remedy, and returns False where it is queued already; None where a person
+    has to act. Where `automatic`, the relay queues it without being asked.
     """
 
     subject: str
     record: str
     workflow: str
     remedy: str
-    fix: Callable[[], bool] | None = None
+    enqueue: Callable[[], bool] | None = None
     automatic: bool = False
 
     def __str__(self) -> str:
@@ -96,14 +96,15 @@ class Comparison(Generic[R]):
     `workflow_id` and `state`; `read` makes records of some rows. `judge(record, run, now)` returns
     how a record that is not settling differs from the current run of its workflow. The run is None
     where Temporal knows none. The result is None where nothing differs, or where the run goes on
-    without help. `results` are the results of a run that `judge` distinguishes. `fixes` queue the
-    remedies, by their words, for a row; the relay queues `automatic` without being asked.
+    without help. `results` are the results of a run that `judge` distinguishes. `remedies` maps
+    the words of a remedy to the function that queues it for a row; the relay queues `automatic`
+    without being asked.
     """
 
     rows: Callable[[], QuerySet[Any]]
     read: Callable[[QuerySet[Any]], list[R]]
     judge: Callable[[R, inspection.Run | None, datetime], Finding | None]
-    fixes: Mapping[str, Callable[[Any], bool]]
+    remedies: Mapping[str, Callable[[Any], bool]]
     automatic: str
     results: Sequence[str] = ()
     # The type of the workflows, and the states of the records that are suspect in the relay's
@@ -165,7 +166,7 @@ class Comparison(Generic[R]):
         differing = [record.pk for record in records if found[record] is not None]
         if not differing:
             return []
-        # The record was read before the run. Where it reads the same after, the two did not cross.
+        # Read it again: a record that changed meanwhile is left to the next comparison.
         same = await self._read(pk__in=differing)
         return [
             self._difference(record, finding) for record in same if (finding := found.get(record))
@@ -173,18 +174,18 @@ class Comparison(Generic[R]):
 
     def _difference(self, record: R, finding: Finding) -> Difference:
         workflow, remedy = finding
-        fix = self.fixes.get(remedy)
+        function = self.remedies.get(remedy)
         return Difference(
             subject=record.subject,
             record=record.state,
             workflow=workflow,
             remedy=remedy,
-            fix=partial(self._fix, fix, record.pk) if fix else None,
+            enqueue=partial(self._call, function, record.pk) if function else None,
             automatic=remedy == self.automatic,
         )
 
-    def _fix(self, fix: Callable[[Any], bool], pk: uuid.UUID) -> bool:
-        return fix(self.rows().model.objects.get(pk=pk))
+    def _call(self, function: Callable[[Any], bool], pk: uuid.UUID) -> bool:
+        return function(self.rows().model.objects.get(pk=pk))
 
     @sync_to_async
     def _read(self, limit: int | None = None, **which: Any) -> list[R]:
@@ -197,10 +198,10 @@ class Comparison(Generic[R]):
 COMPARISONS: Final[dict[str, Comparison[Any]]] = {}
 
 
-async def fix(difference: Difference) -> None:
-    """Queue the remedy of a difference that has one, once, however many ask for it."""
-    assert difference.fix is not None  # noqa: S101
-    if await sync_to_async(difference.fix)():
+async def queue_remedy(difference: Difference) -> None:
+    """Queue the remedy. Concurrent calls queue it once."""
+    assert difference.enqueue is not None  # noqa: S101
+    if await sync_to_async(difference.enqueue)():
         log.warning("%s; queued: %s", difference, difference.remedy)
 
 
@@ -232,7 +233,7 @@ class Reconciler:
         for comparison in COMPARISONS.values():
             async for difference in comparison.suspects(self._temporal, now):
                 if difference.automatic:
-                    await fix(difference)
+                    await queue_remedy(difference)
                 else:
                     left.append(difference)
         self._alarm(left, now)

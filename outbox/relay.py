@@ -48,7 +48,7 @@ class Attempt:
     down: bool | None = None
 
 
-async def attempt(temporal: client.Temporal, message: Message) -> Attempt:
+async def try_once(temporal: client.Temporal, message: Message) -> Attempt:
     """Try to deliver `message` once, within ATTEMPT_SECONDS. Raises nothing: every error is a
     reason to try again."""
     try:
@@ -72,7 +72,7 @@ async def attempt(temporal: client.Temporal, message: Message) -> Attempt:
 
 
 def database_now() -> datetime:
-    """The database's clock, which all relays use. Aware, UTC."""
+    """Return the time of the database's clock, which all relays use. Aware, UTC."""
     postgresql = connection.vendor == "postgresql"
     with connection.cursor() as cursor:
         cursor.execute(
@@ -121,7 +121,7 @@ def settle(attempts: Iterable[Attempt], *, now: datetime) -> None:
 def settlement(
     message: Message, attempt: Attempt, *, now: datetime, jitter: float
 ) -> dict[str, Any]:
-    """The fields of the stored `message` that `attempt` changes.
+    """Return the fields of the stored `message` that `attempt` changes.
 
     Empty where the message has an outcome, or where its due time is no longer the end of the
     attempt's lease: another relay or an operator has moved it. `jitter` is from 0 to 1.
@@ -142,7 +142,7 @@ def backoff(attempts: int, *, jitter: float) -> timedelta:
 
 
 def oldest_waiting() -> Message | None:
-    """The message that has waited longest for its delivery; None when none waits."""
+    """Return the message that has waited longest for its delivery; None when none waits."""
     return Message.objects.filter(settled_at=None).order_by("created_at").first()
 
 
@@ -172,18 +172,20 @@ class Relay:
                     await asyncio.wait_for(self._stopping.wait(), pause)
 
     async def step(self) -> float:
-        """Lease, deliver and settle one batch; the seconds to pause before the next."""
+        """Lease, deliver and settle one batch. Return the seconds to pause before the next."""
         messages = await self.lease(1 if self._down else BATCH)
         if not messages:
             return POLL_SECONDS
-        attempts = await asyncio.gather(*(attempt(self._temporal, message) for message in messages))
-        answers = [attempt.down for attempt in attempts if attempt.down is not None]
-        if answers and self._down != any(answers):
-            self._down = any(answers)
+        attempts = await asyncio.gather(
+            *(try_once(self._temporal, message) for message in messages)
+        )
+        silences = [attempt.down for attempt in attempts if attempt.down is not None]
+        if silences and self._down != any(silences):
+            self._down = any(silences)
             log.info("Temporal %s", "does not answer" if self._down else "answers again")
         await self.settle(attempts)
-        # Without an answer from Temporal, the next step asks at once.
-        return PROBE_SECONDS if any(answers) else 0
+        # Pause only after an attempt that Temporal did not answer.
+        return PROBE_SECONDS if any(silences) else 0
 
     @sync_to_async
     def settle(self, attempts: Sequence[Attempt]) -> None:

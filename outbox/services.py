@@ -61,7 +61,7 @@ def supersede(key: str) -> None:
     )
 
 
-def settle(keys: Iterable[str], *, why: str) -> None:
+def mark_obsolete(keys: Iterable[str], *, why: str) -> None:
     """Mark messages that wait or alarm as OBSOLETE: their workflow needs them no longer. An attempt
     under way changes nothing any more."""
     Message.objects.filter(Q(settled_at=None) | NEEDS_ATTENTION, key__in=keys).update(

@@ -38,8 +38,8 @@ def register(prefix: str, *, words: str, model: type[Model], own_id: str) -> Non
     )
 
 
-def of(key: str) -> Subject:
-    """The subject of the message with this key."""
+def describe(key: str) -> Subject:
+    """Return the subject of the message with this key."""
     prefix, colon, name = key.partition(":")
-    describe = _SUBJECTS.get(prefix + colon)
-    return describe(name) if describe else Subject("message", key)
+    subject_of = _SUBJECTS.get(prefix + colon)
+    return subject_of(name) if subject_of else Subject("message", key)

@@ -52,9 +52,10 @@ Description = DescribeWorkflowExecutionResponse
 
 
 class Unreachable(Exception):
-    """The call had no certain answer; try again.
+    """The call had no certain answer, or its workflow cannot take it yet; try again.
 
-    `down` is True where the server did not answer at all, so that others need not ask now.
+    It cannot while the workflow is paused, is not started or has not come to the wait. `down` is
+    True where the server did not answer at all, so that others need not ask now.
     `status` is the server's answer, None where it gave none.
     """
 
@@ -89,7 +90,7 @@ async def bounded(seconds: float | None = None) -> AsyncIterator[None]:
 
 
 def connect_options() -> dict[str, Any]:
-    """Arguments for `Client.connect`, from `TEMPORAL_*` and TOML profiles (envconfig).
+    """Return the arguments for `Client.connect`, from `TEMPORAL_*` and TOML profiles (envconfig).
 
     Raises ValueError where a variable or a profile cannot be read.
     """
@@ -112,7 +113,7 @@ class Temporal:
         self._connecting: asyncio.Task[Client] | None = None
 
     async def client(self) -> Client:
-        """The connected client. Raises Unreachable."""
+        """Return the connected client. Raises Unreachable."""
         if self._client is None:
             if self._connecting is None or self._connecting.done():
                 self._connecting = asyncio.create_task(_connect())
@@ -146,20 +147,20 @@ class Temporal:
             raise
 
     async def history(self, workflow_id: str, run_id: str) -> list[HistoryEvent]:
-        """The events of a run, oldest first. Raises Unreachable."""
+        """Return the events of a run, oldest first. Raises Unreachable."""
         handle = (await self.client()).get_workflow_handle(workflow_id, run_id=run_id)
         async with bounded():
             return [event async for event in handle.fetch_history_events()]
 
     async def encoded(self, *values: Any) -> list[Payload]:
-        """The values as this site sends them.
+        """Return the values as this site sends them.
 
         Compare payloads, and decode none: what another client wrote may not be readable here.
         """
         return await (await self.client()).data_converter.encode(values)
 
     async def has_memo(self, description: Description, memo: dict[str, Any]) -> bool:
-        """Whether the described run has exactly this memo."""
+        """Return whether the described run has exactly this memo."""
         wanted = dict(zip(memo, await self.encoded(*memo.values()), strict=True))
         return wanted == dict(description.workflow_execution_info.memo.fields)
 
@@ -271,7 +272,8 @@ class Temporal:
         return await self._call_run(workflow_id, memo, started, lambda handle: handle.cancel())
 
     async def _started_before(self, workflow_id: str, memo: dict[str, Any]) -> Outcome:
-        """Whether the run under this id is the one with this memo."""
+        """Return ALREADY_COMPLETED where the run under this id has this memo, and CONFLICT where
+        another run has completed. Raises Unreachable."""
         description = await self.describe(workflow_id)
         if description is not None:
             if await self.has_memo(description, memo):
@@ -345,7 +347,7 @@ class Temporal:
         return outcome or Outcome.UNDELIVERABLE
 
     async def _is_same_chain(self, current: Description, run_id: str) -> bool:
-        """Whether the current run registered, or stems by a reset from the run that registered.
+        """Return whether the current run registered, or stems by a reset from the run that did.
 
         Another run may have been started later under the same workflow id.
         """
@@ -368,14 +370,15 @@ async def _connect() -> Client:
 
 
 def _not_there(*, started: bool) -> Outcome:
-    """The outcome where the run is unknown. Raises Unreachable while it may still be started."""
+    """Return the outcome where the run is unknown. Raises Unreachable while the run may still be
+    started."""
     if not started:
         raise Unreachable("The workflow is not started yet.", down=False)
     return Outcome.UNDELIVERABLE
 
 
 def _is_running(description: Description) -> bool:
-    """Raises Unreachable where somebody paused the workflow in Temporal."""
+    """Return whether the run goes on. Raises Unreachable where somebody paused the workflow."""
     status = description.workflow_execution_info.status
     if status == _PAUSED:
         raise Unreachable("The workflow is paused in Temporal.", down=False)
@@ -385,7 +388,7 @@ def _is_running(description: Description) -> bool:
 def _outcome_in(
     history: Sequence[HistoryEvent], activity_ids: Set[str], value: Sequence[Payload]
 ) -> Outcome | None:
-    """How the activity with one of these ids ended; None where it has not ended."""
+    """Return how the activity with one of these ids ended; None where it has not ended."""
     scheduled: set[int] = set()
     for event in history:
         if event.activity_task_scheduled_event_attributes.activity_id in activity_ids:
@@ -401,7 +404,8 @@ def _outcome_in(
 
 
 def _scheduled_event_id(event: HistoryEvent) -> int:
-    """The event that scheduled the activity whose end `event` records; 0 for other events."""
+    """Return the id of the event that scheduled the activity whose end `event` records; 0 for other
+    events."""
     kind = event.WhichOneof("attributes")
     return int(getattr(getattr(event, kind), "scheduled_event_id", 0)) if kind else 0
 

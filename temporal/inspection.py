@@ -79,8 +79,8 @@ class Signal:
 
 @dataclass(frozen=True)
 class Signals:
-    """Signals of a run, oldest first. `complete` is False where Temporal did not answer in full:
-    there may be more."""
+    """Signals of a run, oldest first. `complete` is False where Temporal did not answer in full.
+    Events after the first :data:`SIGNALS_EVENTS` are never read."""
 
     run_id: str = ""
     found: tuple[Signal, ...] = ()
@@ -90,7 +90,7 @@ class Signals:
 async def run_of(
     temporal: Temporal, workflow_id: str, *, results: Sequence[str] = ()
 ) -> Run | None:
-    """The current run under this id; None where the server knows none, or no longer.
+    """Return the current run under this id; None where the server knows none, or no longer.
 
     With `results`, :attr:`Run.returned` says which of them a completed run returned. Raises
     Unreachable.
@@ -136,7 +136,8 @@ async def run_of(
 
 
 async def run_with_history(temporal: Temporal, workflow_id: str) -> Run | None:
-    """The current run under this id, whose `attempt` counts ended activities too, and its `cause`.
+    """Return the current run under this id, with its `cause`; `attempt` counts ended activities
+    too.
 
     Raises Unreachable.
     """
@@ -205,7 +206,7 @@ async def result_of(temporal: Temporal, workflow_id: str) -> Any:
 
 
 async def workflow_ids(temporal: Temporal, query: str) -> AsyncIterator[list[str]]:
-    """Pages of the ids of the workflows that a visibility query finds.
+    """Yield pages of the ids of the workflows that a visibility query finds.
 
     A workflow with several runs may come several times. The store lags behind. Raises Unreachable.
     """
@@ -221,7 +222,7 @@ async def workflow_ids(temporal: Temporal, query: str) -> AsyncIterator[list[str
 async def _returned(
     temporal: Temporal, workflow_id: str, run_id: str, results: Sequence[str]
 ) -> str | None:
-    """Which of `results` the completed run returned."""
+    """Return which of `results` the completed run returned."""
     handle = (await temporal.client()).get_workflow_handle(workflow_id, run_id=run_id)
     returned = None
     async with bounded():
@@ -236,7 +237,7 @@ async def _returned(
 
 
 async def _text(temporal: Temporal, arguments: Sequence[Payload]) -> str:
-    """The first argument as a text that can be stored; "" where there is none to read."""
+    """Return the first argument as a text that can be stored; "" where there is none to read."""
     if not arguments:
         return ""
     converter = (await temporal.client()).data_converter
@@ -248,7 +249,7 @@ async def _text(temporal: Temporal, arguments: Sequence[Payload]) -> str:
 
 
 def _cause(last: HistoryEvent) -> str:
-    """Why the run failed or was terminated, as its last event says."""
+    """Return why the run failed or was terminated, as its last event says."""
     failure = last.workflow_execution_failed_event_attributes.failure
     while failure.HasField("cause"):
         failure = failure.cause

@@ -1,6 +1,6 @@
 """The event loop of a web process, in a thread of its own: requests ask Temporal there.
 
-No request thread calls Temporal.
+A request thread only waits for the loop's answer.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ class Loop:
     def __init__(self) -> None:
         self.temporal = client.Temporal()
         self._down_until = 0.0
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="temporal", daemon=True).start()
+        self._event_loop = asyncio.new_event_loop()
+        threading.Thread(target=self._event_loop.run_forever, name="temporal", daemon=True).start()
 
     def is_paused(self) -> bool:
         """Whether Temporal was silent less than :data:`PAUSE_SECONDS` ago."""
@@ -40,7 +40,7 @@ class Loop:
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
         """Run the coroutine on this loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._event_loop)
 
     def ask(self, question: Question[T], *, seconds: float) -> T:
         if self.is_paused():
@@ -60,17 +60,17 @@ class Loop:
             raise
 
 
-_loop: tuple[int, Loop] | None = None
+_current: tuple[int, Loop] | None = None
 _making = threading.Lock()
 
 
-def of_this_process() -> Loop:
-    """The loop of this process. Neither a thread nor a connection survives a fork."""
-    global _loop
+def current() -> Loop:
+    """Return the loop of this process. Neither a thread nor a connection survives a fork."""
+    global _current
     with _making:
-        if _loop is None or _loop[0] != os.getpid():
-            _loop = (os.getpid(), Loop())
-        return _loop[1]
+        if _current is None or _current[0] != os.getpid():
+            _current = (os.getpid(), Loop())
+        return _current[1]
 
 
 def ask(question: Question[T], *, seconds: float = ANSWER_SECONDS) -> T:
@@ -79,4 +79,4 @@ def ask(question: Question[T], *, seconds: float = ANSWER_SECONDS) -> T:
     Raises Unreachable when there is no answer after `seconds`, and at once while Temporal is known
     to be down. What was asked for may have been done.
     """
-    return of_this_process().ask(question, seconds=seconds)
+    return current().ask(question, seconds=seconds)

@@ -106,10 +106,10 @@ def unchanged() -> Unchanged:
 @pytest.fixture
 def asking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give this process a new loop for questions, as in a web process that has just started."""
-    monkeypatch.setattr(loop, "_loop", None)
+    monkeypatch.setattr(loop, "_current", None)
     yield
-    if loop._loop is not None:
-        running = loop._loop[1]._loop
+    if loop._current is not None:
+        running = loop._current[1]._event_loop
         running.call_soon_threadsafe(running.stop)
 
 

@@ -17,7 +17,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('kind', models.CharField(max_length=40)),
-                ('key', access.text.OpaqueIdField(help_text='What it is about; one message for each.', max_length=200, unique=True)),
+                ('key', access.text.OpaqueIdField(help_text='The subject, such as order-start:ORD-1; one message per key.', max_length=200, unique=True)),
                 ('payload', models.JSONField()),
                 ('created_at', models.DateTimeField()),
                 ('due_at', models.DateTimeField()),

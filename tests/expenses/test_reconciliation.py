@@ -580,7 +580,7 @@ async def test_workflows_of_others_are_left_to_their_clients() -> None:
         "its workflow is unknown",
         "none; who started the workflow can start it again",
     )
-    assert difference.fix is None
+    assert difference.enqueue is None
 
 
 async def test_more_suspects_than_a_sample_have_their_turn_later(
@@ -603,7 +603,7 @@ async def test_more_suspects_than_a_sample_have_their_turn_later(
     assert [await worked.ends(expense_id) for expense_id in ids] == ["COMPLETED"] * 3
 
 
-@pytest.mark.parametrize("again", [services.deliver_again, services.start_again])
+@pytest.mark.parametrize("again", [services.notify_again, services.start_again])
 @pytest.mark.parametrize("settled", [True, False])
 def test_two_concurrent_fixes_queue_one_message(
     again: Callable[[Expense], bool], settled: bool

@@ -135,7 +135,7 @@ DECISION: Final = (
     Point(
         name="delivery-begun",
         process="web",
-        place="outbox.relay:attempt",
+        place="outbox.relay:try_once",
         when="before",
         about=_attempts_decision,
         frees="the lease of the message ends",
@@ -219,7 +219,7 @@ BACKGROUND: Final = (
     Point(
         name="relay-leased",
         process="relay",
-        place="outbox.relay:attempt",
+        place="outbox.relay:try_once",
         when="before",
         about=_attempts_decision,
         frees="kill",

@@ -373,7 +373,7 @@ def test_a_frozen_temporal_is_given_up_in_seconds(
         assert time.monotonic() - began < 8
         server.signal(signal.SIGCONT)
         unavailable(operator.get("/jobs/x"))
-        monkeypatch.setattr(loop.of_this_process(), "_down_until", 0.0)
+        monkeypatch.setattr(loop.current(), "_down_until", 0.0)
         problem(operator.get("/jobs/x"), 404)
 
 

@@ -54,10 +54,10 @@ TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"
 def _no_temporal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process delivers nothing, and asks a Temporal that is not there."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(loop, "_loop", None)
+    monkeypatch.setattr(loop, "_current", None)
     yield
-    if loop._loop is not None:
-        running = loop._loop[1]._loop
+    if loop._current is not None:
+        running = loop._current[1]._event_loop
         running.call_soon_threadsafe(running.stop)
 
 

@@ -312,7 +312,7 @@ async def test_each_contradicting_end_is_named(shop: Shop) -> None:
     found = await differences()
     assert sorted(said(one) for one in found) == expected
     assert not any(one.automatic for one in found)
-    assert all((one.fix is None) == (one.remedy == RESET) for one in found)
+    assert all((one.enqueue is None) == (one.remedy == RESET) for one in found)
     # The relay's look leaves out those of which all is undone: they are many, and nothing is held.
     looked_for = [one for one in expected if one[1] not in UNDONE]
     async with asyncio.timeout(40):

@@ -37,14 +37,14 @@ def delivering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process delivers at commit, as a web process does."""
     monkeypatch.setattr(deliverer, "_active", True)
     monkeypatch.setattr(deliverer, "_deliverer", None)
-    monkeypatch.setattr(loop, "_loop", None)
+    monkeypatch.setattr(loop, "_current", None)
     yield
     if deliverer._deliverer is not None:
         database = deliverer._deliverer._database
         database.submit(connections.close_all).result()
         database.shutdown()
-    if loop._loop is not None:
-        running = loop._loop[1]._loop
+    if loop._current is not None:
+        running = loop._current[1]._event_loop
         running.call_soon_threadsafe(running.stop)
 
 

@@ -106,7 +106,7 @@ def test_backoff_grows_to_ten_seconds_and_never_ends() -> None:
 
 
 def attempt(one: Message) -> relay.Attempt:
-    return asyncio.run(relay.attempt(client.Temporal(), one))
+    return asyncio.run(relay.try_once(client.Temporal(), one))
 
 
 def test_an_unknown_kind_waits(caplog: pytest.LogCaptureFixture) -> None:

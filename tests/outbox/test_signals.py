@@ -449,7 +449,7 @@ def message(key: str, **fields: Any) -> Message:
 
 
 @pytest.mark.django_db
-def test_settle_marks_waiting_and_alarming_messages_as_obsolete() -> None:
+def test_mark_obsolete_settles_waiting_and_alarming_messages_as_obsolete() -> None:
     """X6: what waits, or alarms, is settled with the reason; what was delivered, and every other
     message, stays as it is."""
     message("waits")
@@ -457,7 +457,7 @@ def test_settle_marks_waiting_and_alarming_messages_as_obsolete() -> None:
         message(outcome, outcome=outcome, settled_at=factories.NOW)
     message("another")
     keys = ["waits", *Outcome, "no such message"]
-    services.settle(keys, why="Its workflow has ended.")
+    services.mark_obsolete(keys, why="Its workflow has ended.")
     found = {one.key: (one.outcome, one.last_error) for one in Message.objects.all()}
     moot = (Outcome.OBSOLETE, "Its workflow has ended.")
     assert found == {
@@ -478,7 +478,7 @@ def test_an_attempt_under_way_does_not_change_an_obsolete_message(again: bool) -
     """X1: an attempt that was under way when its message became moot changes nothing, though
     another is queued by then."""
     under_way = message("k", due_at=relay.database_now() + timedelta(seconds=5))
-    services.settle(["k"], why="Its workflow has ended.")
+    services.mark_obsolete(["k"], why="Its workflow has ended.")
     if again:
         assert services.enqueue_again(handlers.CANCEL_WORKFLOW, "k", {"new": True})
     before = list(Message.objects.values())
@@ -506,7 +506,7 @@ def test_supersede_marks_alarming_messages_alone_as_obsolete() -> None:
 @pytest.mark.django_db
 def test_the_migration_marks_messages_that_were_superseded_as_obsolete() -> None:
     """X6: an attempt leaves no error when it settles, so a reason was written by supersede or
-    settle."""
+    mark_obsolete."""
     outcomes = (Outcome.DELIVERED, Outcome.ALREADY_COMPLETED, Outcome.DEAD)
     for outcome in outcomes:
         for reason in ("", "Superseded."):

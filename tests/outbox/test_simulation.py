@@ -268,7 +268,7 @@ class WebProcess(Process):
             self.start(self.deliver(message))
 
     async def deliver(self, message: Message) -> None:
-        attempt = await relay.attempt(self.temporal, message)
+        attempt = await relay.try_once(self.temporal, message)
         await self.gate()
         self.world.settle(self, [attempt])
 

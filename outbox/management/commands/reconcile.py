@@ -36,7 +36,7 @@ class Command(TemporalCommand):
         parser.add_argument(
             "--fix",
             action="store_true",
-            help="queue what can be done; a relay delivers it. Without it nothing is changed",
+            help="queue each remedy that the site can apply; without --fix nothing changes",
         )
 
     def handle(self, *args: Any, fix: bool, **options: Any) -> None:
@@ -55,10 +55,10 @@ class Command(TemporalCommand):
         try:
             async for difference in _differences():
                 found += 1
-                if difference.fix is not None:
+                if difference.enqueue is not None:
                     fixable += 1
                     if fix:
-                        await reconciliation.fix(difference)
+                        await reconciliation.queue_remedy(difference)
                 if found <= ROWS:
                     cells = attrgetter("subject", "record", "workflow", "remedy")(difference)
                     table.add_row(*map(Text, cells))
