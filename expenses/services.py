@@ -143,14 +143,16 @@ def submit_expense(
                 **vars(details),
             )
             approvals.record_submission(SUBJECT, expense_id, actor=actor, route=route, now=now)
-            outbox.enqueue(handlers.START_WORKFLOW, start_key(expense_id), _start(expense_id))
+            outbox.enqueue(
+                handlers.START_WORKFLOW, start_key(expense_id), start_payload(expense_id)
+            )
     except IntegrityError:
         _refuse_taken(expense_id, workflow_id)
     log.info("%s submitted by %s", expense_id, actor.name)
     return expense
 
 
-def _start(expense_id: str) -> dict[str, Any]:
+def start_payload(expense_id: str) -> dict[str, Any]:
     """Return the payload of the message that starts the workflow of an expense (E13)."""
     return {
         "workflow": contracts.EXPENSE_WORKFLOW,
@@ -322,7 +324,9 @@ def start_again(expense: Expense) -> bool:
     with transaction.atomic():
         outbox.supersede(decision_key(expense.expense_id))
         return outbox.enqueue_again(
-            handlers.START_WORKFLOW, start_key(expense.expense_id), _start(expense.expense_id)
+            handlers.START_WORKFLOW,
+            start_key(expense.expense_id),
+            start_payload(expense.expense_id),
         )
 
 

@@ -1,10 +1,9 @@
 """The routes of expenses: pages and the plain protocol at the root, REST under `/api/v1/`."""
 
-from django.urls import include, path, re_path
+from django.urls import include, path
 
 from expenses import api, pages, protocol
 from rest.paths import REF, route
-from rest.problems import UnknownPath
 
 api_v1 = [
     route("expenses", api.ExpensesView.as_view()),
@@ -12,7 +11,6 @@ api_v1 = [
     route(rf"expenses/{REF}/(?P<verb>approve|reject|withdraw)", api.DecideView.as_view()),
     route(rf"expenses/{REF}/audit", api.AuditView.as_view()),
     route("payments", api.PaymentsView.as_view()),
-    re_path("", UnknownPath.as_view()),
 ]
 
 urlpatterns = [

@@ -5,6 +5,7 @@ from django.views.defaults import page_not_found
 from access import sign_in
 from access.bounded_admin import search_pages
 from expensesite import health, security_txt
+from rest.problems import UnknownPath
 
 urlpatterns = [
     # Paths with dot segments: the admin would redirect to them, and the browser resolve them.
@@ -17,8 +18,8 @@ urlpatterns = [
     path("readyz", health.ready),
     path("metrics", health.metrics),
     path(".well-known/security.txt", security_txt.security_txt),
-    # Before expenses.urls, which answer every other path of the API.
     path("", include("orders.urls")),
     path("", include("jobs.urls")),
     path("", include("expenses.urls")),
+    re_path("^api/v1/", UnknownPath.as_view()),
 ]

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from access.text import ID_RULE, is_opaque_id
+from expenses import services
 from expenses.models import Expense
 from temporal import client, inspection
 from temporal.base_command import TemporalCommand
@@ -56,13 +57,8 @@ class Command(TemporalCommand):
             ) from error
 
         async def start(expense_id: str) -> None:
-            outcome = await temporal.start_workflow(
-                contracts.EXPENSE_WORKFLOW,
-                expense_id,
-                workflow_id=contracts.expense_workflow_id(expense_id),
-                queue=contracts.EXPENSE_QUEUE,
-                exist_ok=False,
-            )
+            payload = services.start_payload(expense_id)
+            outcome = await temporal.start_workflow(**payload, exist_ok=False)
             if outcome is not Outcome.DELIVERED:
                 raise CommandError(
                     f"There is a workflow {contracts.expense_workflow_id(expense_id)} already. "
