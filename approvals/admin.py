@@ -158,13 +158,7 @@ class DecidableAdmin(ReadOnlyAdmin):
             context |= {
                 "title": capfirst(self.opts.verbose_name),
                 "trail": self.trail(row),
-                "may_decide": row.state == self.pending
-                and services.may_decide(
-                    Actor.of(request.user),  # type: ignore[arg-type]
-                    permission=self.decide_permission,
-                    submitter_id=row.submitter_id,
-                    opened_by_id=getattr(row, "opened_by_id", None),
-                ),
+                "may_decide": self._may_decide(request, row),
                 "buttons": self.buttons(request, row),
             }
             if row.message_id and request.user.has_perm("outbox.view_message"):
@@ -195,6 +189,10 @@ class DecidableAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Reject", permissions=["decide"])
     def reject(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        # Asked before any row is rejected, so that each refusal is audited once.
+        unstated = not request.POST.get("reason", "").strip()
+        if unstated and any(self._may_decide(request, row) for row in queryset):
+            return self._ask_reason(request, queryset)
         return self.decide_each(request, queryset, Verdict.REJECTED)
 
     def decide_each(
@@ -212,10 +210,7 @@ class DecidableAdmin(ReadOnlyAdmin):
         done: str,
     ) -> HttpResponse | None:
         """Call `service(row, actor=…, route=…, reason=…, now=…)` for each row, oldest first, and
-        report what became of each.
-
-        Returns a page that asks for the reason where the service raises ReasonMissing.
-        """
+        report what became of each."""
         try:
             reason = clean_text(request.POST.get("reason", ""), field="reason")
         except ValidationError as error:
@@ -234,8 +229,6 @@ class DecidableAdmin(ReadOnlyAdmin):
                 )
             except services.WrongState as error:
                 messages.warning(request, f"Skipped: {error}")
-            except services.ReasonMissing:
-                return self._ask_reason(request, queryset)
             except services.Refused as error:
                 messages.error(request, f"Skipped: {row}. {error}")
             else:
@@ -248,6 +241,14 @@ class DecidableAdmin(ReadOnlyAdmin):
             report = _report(notices) if notices else self.unsent
             messages.success(request, f"{done}: {listed}. {report}")
         return None
+
+    def _may_decide(self, request: HttpRequest, row: Any) -> bool:
+        return row.state == self.pending and services.may_decide(
+            Actor.of(request.user),  # type: ignore[arg-type]
+            permission=self.decide_permission,
+            submitter_id=row.submitter_id,
+            opened_by_id=getattr(row, "opened_by_id", None),
+        )
 
     def _ask_reason(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse:
         context = {
@@ -277,5 +278,5 @@ def _report(notices: list[Message]) -> str:
     if not all(outcome is None or outcome in DONE for outcome in outcomes):
         return "Not every workflow could be notified; the Workflow column shows which."
     if None in outcomes:
-        return "Queued: Temporal is unreachable, it will be notified."
+        return "Queued; the workflow is notified automatically."
     return "Workflow notified." if len(notices) == 1 else "Workflows notified."

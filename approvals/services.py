@@ -40,7 +40,7 @@ class WrongState(Exception):
 
 
 class AlreadyDecided(WrongState):
-    """Somebody decided before; `verdict` is that decision's."""
+    """The request already has this `verdict`."""
 
     def __init__(self, name: str, decision: Decision) -> None:
         self.verdict = Verdict(decision.verdict)
@@ -74,10 +74,12 @@ def check_may_decide(
     reason: str,
     route: Route,
     now: datetime,
+    decided: bool = False,
 ) -> None:
     """Check the rule for every kind of request and every route (requirements X3).
 
-    - Approving and rejecting need the permission. Rejecting needs a reason.
+    - Approving and rejecting need the permission. Rejecting needs a reason, unless the request is
+      `decided`: the caller's compare-and-set then refuses it.
     - Nobody approves or rejects a request that they submitted or, outside open access, created over
       the protocol. This includes superusers.
     - Nobody who carries requests for others decides any request.
@@ -93,7 +95,7 @@ def check_may_decide(
         permission=permission,
         submitter_id=submitter_id,
         opened_by_id=opened_by_id,
-        reason=reason,
+        reason_needed=not (reason or decided),
         route=route,
     )
     if isinstance(refusal, NotPermitted | SelfApproval):
@@ -110,7 +112,7 @@ def _refusal(
     permission: str,
     submitter_id: int | None,
     opened_by_id: int | None,
-    reason: str = "",
+    reason_needed: bool = True,
     route: Route | None = None,
 ) -> Refused | None:
     user_id = actor.user and actor.user.pk
@@ -123,22 +125,24 @@ def _refusal(
             return None
         return NotPermitted("Only its workflow says that an approval window is over.")
     if verdict == Verdict.WITHDRAWN:
-        if own:
+        if may_withdraw(actor, submitter_id=submitter_id):
             return None
         return NotPermitted("Only the person who submitted a request can withdraw it.")
-    if not actor.may(permission):
+    if actor.carries or not actor.may(permission):
         return not_permitted(actor)
-    if actor.carries:
-        return NotPermitted(f"{actor.name} carries requests for others, and so decides none.")
     if own or opened:
         return SelfApproval("Nobody decides their own request; ask another approver.")
-    if verdict == Verdict.REJECTED and not reason:
+    if verdict == Verdict.REJECTED and reason_needed:
         return ReasonMissing("A rejection needs a reason; say why.")
     return None
 
 
 def not_permitted(actor: actors.Actor) -> NotPermitted:
-    """Return the refusal of an actor without the permission to decide."""
+    """Return the refusal of an actor who carries requests for others, or lacks the permission."""
+    if actor.carries:
+        return NotPermitted(
+            f"{actor.name} acts for other people, so it cannot decide; ask an approver."
+        )
     return NotPermitted(f"{actor.name} has no permission to decide; ask for the Approver group.")
 
 
@@ -161,6 +165,11 @@ def may_decide(
         opened_by_id=opened_by_id,
     )
     return refusal is None
+
+
+def may_withdraw(actor: actors.Actor, *, submitter_id: int | None) -> bool:
+    """Return whether the actor may withdraw a request of this submitter."""
+    return actor.user is not None and actor.user.pk == submitter_id
 
 
 def record_decision(

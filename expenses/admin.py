@@ -77,8 +77,9 @@ class ExpenseAdmin(DecidableAdmin):
     def has_add_permission(self, request: HttpRequest, *args: Any) -> bool:
         return request.user.has_perm(services.SUBMIT)
 
-    def has_submit_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm(services.SUBMIT)
+    def has_withdraw_permission(self, request: HttpRequest) -> bool:
+        own = Expense.objects.filter(submitter_id=request.user.pk)
+        return own.filter(state=State.CREATED).exists()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Expense]:
         expenses = services.visible_to(Actor.of(request.user))  # type: ignore[arg-type]
@@ -121,12 +122,12 @@ class ExpenseAdmin(DecidableAdmin):
         return self.fieldsets if obj else [(None, {"fields": self.add_fields})]
 
     def buttons(self, request: HttpRequest, row: Expense) -> dict[str, str]:
-        own = row.state == State.CREATED and row.submitter_id == request.user.pk
-        return {"withdraw": "Withdraw"} if own else {}
+        actor = Actor.of(request.user)  # type: ignore[arg-type]
+        return {"withdraw": "Withdraw"} if services.may_withdraw(row, actor) else {}
 
     # Actions
 
-    @admin.action(description="Withdraw my own", permissions=["submit"])
+    @admin.action(description="Withdraw my own", permissions=["withdraw"])
     def withdraw(self, request: HttpRequest, queryset: QuerySet[Expense]) -> HttpResponse | None:
         return self.decide_each(request, queryset, Verdict.WITHDRAWN)
 

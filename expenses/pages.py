@@ -167,7 +167,7 @@ class CarryView(RootView):
         else:
             raise protocol_errors.Refusal(
                 contracts.INVALID_TYPE,
-                "There is nothing to do of this type; use create or payment.",
+                "The type must be create or payment.",
             )
         return to_list()
 
@@ -179,9 +179,7 @@ def decide(expense: Expense, verb: str, *, actor: actors.Actor, route: Route, re
     Raises Refusal, ValidationError for the reason, and what services.decide_expense raises.
     """
     if verb not in VERBS:
-        raise protocol_errors.Refusal(
-            contracts.INVALID_TYPE, "There is nothing to do of this type; use approve or reject."
-        )
+        raise protocol_errors.Refusal(contracts.INVALID_TYPE, "The type must be approve or reject.")
     try:
         services.decide_expense(
             expense,
@@ -189,9 +187,7 @@ def decide(expense: Expense, verb: str, *, actor: actors.Actor, route: Route, re
             actor=actor,
             route=route,
             # Of a decided expense the answer names the state, whatever is wrong with the reason.
-            reason=clean_text(reason, field="reason")
-            if expense.state == State.CREATED
-            else "decided before",
+            reason=clean_text(reason, field="reason") if expense.state == State.CREATED else "",
             now=timezone.now(),
         )
     except approvals.AlreadyDecided as error:

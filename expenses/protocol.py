@@ -102,7 +102,9 @@ class ActionView(ProtocolView):
         require(request, ("query", "type"), ("query", "id"))
         expense = find_expense(self.expense_id)
         kind = request.GET["type"]
-        if self.asks and kind in _STATE_FOR:
+        if kind not in _STATE_FOR:
+            raise Refusal(contracts.INVALID_TYPE, "The type must be approve, reject or payment.")
+        if self.asks:
             self.check_offered(expense, kind)
             return pages.ask(request, kind, expense.expense_id)
         if kind == "payment":

@@ -42,7 +42,9 @@ def require(request: HttpRequest, *parameters: tuple[str, str]) -> None:
 def valid_id(expense_id: str) -> str:
     """Return the id. Raises Refusal for an id that no expense can have."""
     if not is_opaque_id(expense_id):
-        raise Refusal(contracts.INVALID_ID, f"This is not an expense id: it has {ID_RULE}.")
+        raise Refusal(
+            contracts.INVALID_ID, f"This is not an expense id. An expense id has {ID_RULE}."
+        )
     return expense_id
 
 

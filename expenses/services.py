@@ -75,6 +75,12 @@ def may_decide(expense: Expense, actor: actors.Actor) -> bool:
     )
 
 
+def may_withdraw(expense: Expense, actor: actors.Actor) -> bool:
+    """Return whether the actor may withdraw `expense` now, so that pages offer it."""
+    own = approvals.may_withdraw(actor, submitter_id=expense.submitter_id)
+    return own and expense.state == State.CREATED
+
+
 def create_expense(
     expense_id: str,
     *,
@@ -250,6 +256,7 @@ def decide_expense(
         reason=reason,
         route=route,
         now=now,
+        decided=expense.state != State.CREATED,
     )
     with transaction.atomic(durable=True):
         decision_id = uuid.uuid4()

@@ -89,7 +89,7 @@ class JobView(ActorView):
         except client.Unreachable as error:
             raise TemporalUnavailable(str(error)) from error
         if run is None:
-            raise exceptions.NotFound(f"Temporal knows no job {job_id} (any more).")
+            raise exceptions.NotFound("There is no such job, or Temporal no longer keeps it.")
         status, reason = services.status_of(run)
         state = {
             "job_id": job_id,

@@ -191,10 +191,13 @@ class MessageAdmin(ReadOnlyAdmin):
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         attention = metrics.needing_attention()
+        backlog = metrics.backlog()
         context = {
             "title": "Delivery",
-            "backlog": metrics.backlog(),
-            "waiting": sum(metrics.waiting_by_kind().values()),
+            "backlog": backlog,
+            "waiting": f"{metrics.LARGEST_COUNT:,} or more"
+            if backlog.waiting == metrics.LARGEST_COUNT
+            else backlog.waiting,
             "attention": sum(attention.values()),
             "alarming": [
                 (EXPLANATIONS[outcome].badge, count)

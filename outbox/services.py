@@ -43,11 +43,13 @@ def enqueue(kind: str, key: str, payload: dict[str, Any]) -> Message:
 def enqueue_again(kind: str, key: str, payload: dict[str, Any]) -> bool:
     """Have the relay deliver an effect once more.
 
-    A settled message is opened again with this payload, a missing message is inserted. False where
-    a message with this key waits already. Concurrent calls queue the effect once.
+    A settled message is opened again with this payload, and without the attempts and the error of
+    the earlier delivery; a missing message is inserted. Returns False where a message with this key
+    waits already. Concurrent calls queue the effect once.
     """
     now = relay.database_now()
     again = {"kind": kind, "payload": payload, "created_at": now, "due_at": now}
+    again |= {"attempts": 0, "last_error": ""}
     settled = Message.objects.filter(key=key, settled_at__isnull=False)
     if settled.update(**again, outcome=None, settled_at=None):
         return True

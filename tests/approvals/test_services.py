@@ -128,6 +128,18 @@ def test_the_anonymous_person_of_a_local_installation_decides_and_never_withdraw
         assert answer is outcome
 
 
+def test_a_worker_is_told_to_ask_an_approver_and_not_for_the_approver_group(
+    unchanged: Unchanged,
+) -> None:
+    """X3: no permission would let a user decide who carries requests for others."""
+    worker = actors.Actor.of(factories.user(groups.WORKER, username="w"))
+    with unchanged(refusals=1):
+        answer = check(worker, Verdict.APPROVED, submitter_id=None, reason="", route=Route.REST)
+    assert answer is NotPermitted
+    said = "approved: w acts for other people, so it cannot decide; ask an approver."
+    assert AuditEntry.objects.latest("pk").reason == said
+
+
 @pytest.mark.parametrize("verdict", Verdict)
 def test_each_verdict_is_a_decision_and_an_audit_entry_of_its_name(verdict: Verdict) -> None:
     """X5, O4: an expiry too."""

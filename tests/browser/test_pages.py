@@ -192,7 +192,7 @@ def test_operator_retries_one_message_and_the_rest_stays(page: Page) -> None:
     expect(page.get_by_text("Retried by ada at")).to_be_visible()
     assert set(Message.objects.values_list("outcome", flat=True)) == {None}
     page.get_by_role("link", name="train", exact=True).click()
-    expect(page.get_by_role("link", name="Its delivery to the workflow")).to_be_visible()
+    expect(page.get_by_role("link", name="Delivery to the workflow")).to_be_visible()
 
 
 def test_order_is_approved_and_a_failed_order_is_retried(page: Page) -> None:

@@ -187,8 +187,8 @@ def test_a_decision_without_the_pages_csrf_token_is_refused(
     [
         ({"id": "nope", "type": "approve"}, "There is no expense nope."),
         ({"id": "", "type": "approve"}, "This is not an expense id"),
-        ({"id": "exp-1", "type": "payment"}, "There is nothing to do of this type"),
-        ({"id": "exp-1", "type": ""}, "There is nothing to do of this type"),
+        ({"id": "exp-1", "type": "payment"}, "The type must be approve or reject"),
+        ({"id": "exp-1", "type": ""}, "The type must be approve or reject"),
         ({"id": "decided", "type": "reject", "reason": "r"}, "decided was already approved by"),
         ({"id": "exp-1", "type": "reject", "reason": "x" * 2001}, "The reason has more than 2000"),
         ({"id": "exp-1", "type": "reject", "reason": "\0"}, "The reason has characters"),

@@ -743,6 +743,23 @@ def test_no_page_asks_for_what_is_refused(
     assert b"<form" not in answer.content
 
 
+@pytest.mark.parametrize("kind", ["other", ""])
+@pytest.mark.parametrize("mode", ["token", "open"])
+def test_an_unknown_type_of_action_is_answered_with_every_valid_type(
+    settings: Any, unchanged: Unchanged, mode: str, kind: str
+) -> None:
+    """E3, E4: for a person with a token, and for the anonymous person in open mode."""
+    settings.EXPENSES_PROTOCOL_ACCESS = mode
+    headers = factories.bearer(factories.user(is_superuser=True)) if mode == "token" else {}
+    factories.expense()
+    with unchanged():
+        answer = Client(SERVER_NAME="localhost").get(
+            "/action", {"type": kind, "id": "exp-1"}, headers=headers
+        )
+    assert answer.status_code == 400
+    assert "The type must be approve, reject or payment." in answer.content.decode()
+
+
 @pytest.mark.parametrize(
     ("form", "status"),
     [

@@ -140,7 +140,7 @@ def test_nobody_who_carries_requests_decides_any(
     expense = factories.expense()
     with unchanged(refusals=1):
         assert ask(person, expense, "approve") in refused
-    assert AuditEntry.objects.latest("pk").reason.endswith("and so decides none.")
+    assert AuditEntry.objects.latest("pk").reason.endswith("so it cannot decide; ask an approver.")
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -191,6 +191,21 @@ def test_only_a_waiting_expense_is_decided_or_withdrawn(
         with unchanged(), pytest.raises(approvals.AlreadyDecided) as error:
             services.decide_expense(expense, verdict=verdict, **who)
         assert error.value.verdict == stands
+
+
+def test_rejecting_a_decided_expense_without_a_reason_says_that_it_is_decided(
+    unchanged: Unchanged,
+) -> None:
+    """E9, X3: nobody has to give a reason for a decision that is not taken any more."""
+    expense = factories.expense(state=State.APPROVED)
+    with unchanged(), pytest.raises(approvals.AlreadyDecided) as error:
+        services.decide_expense(expense, verdict=Verdict.REJECTED, **WHO)
+    assert str(error.value) == "exp-1 was already approved by local."
+    client = Client(headers=factories.bearer(factories.user(groups.APPROVER)))
+    with unchanged():
+        assert (
+            client.post("/api/v1/expenses/exp-1/reject/", {}, "application/json").status_code == 409
+        )
 
 
 def test_only_the_submitter_withdraws(unchanged: Unchanged) -> None:

@@ -61,8 +61,8 @@ DEFECTS: Final = (
     Defect(
         "who carries requests may decide them",
         "approvals/services.py",
-        "    if actor.carries:\n",
-        "    if actor.carries and not actor.user:\n",
+        "    if actor.carries or not actor.may(permission):\n",
+        "    if not actor.may(permission):\n",
         "tests/expenses/test_services.py",
     ),
     Defect(

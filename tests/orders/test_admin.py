@@ -58,9 +58,7 @@ def test_approving_in_the_list_starts_the_order(client: Client, pending: Order) 
     client.force_login(approver)
     assert buttons(page_of(client, pending)) == ["approve", "reject"]
     answer = act(client, "approve", pending)
-    assert told(answer) == [
-        "Approved: ORD-002. Queued: Temporal is unreachable, it will be notified."
-    ]
+    assert told(answer) == ["Approved: ORD-002. Queued; the workflow is notified automatically."]
     pending.refresh_from_db()
     assert (pending.state, pending.decision.by) == (State.RUNNING, approver)
     message = Message.objects.get(key="order-decision:ORD-002")

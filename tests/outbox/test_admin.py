@@ -13,7 +13,7 @@ from django.test import Client
 
 from access import groups
 from expenses.models import Expense, State
-from outbox import admin, relay
+from outbox import admin, metrics, relay
 from outbox.models import ALARMING, Message
 from temporal.outcomes import Outcome
 from tests import factories
@@ -395,6 +395,17 @@ def test_a_key_of_no_domain_is_shown_as_it_is(desk: Client) -> None:
     )
     assert "message <i>x" in page_of(desk, message)
     assert "&lt;i&gt;x" in desk.get(LIST).content.decode()
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1, "1"), (2, "2 or more"), (3, "2 or more")])
+def test_the_number_of_waiting_messages_is_counted_up_to_a_bound(
+    desk: Client, monkeypatch: pytest.MonkeyPatch, count: int, shown: str
+) -> None:
+    """X6, X11: the page costs the same however many messages wait."""
+    monkeypatch.setattr(metrics, "LARGEST_COUNT", 2)
+    for number in range(count):
+        decision(f"exp-{number}")
+    assert re.search(rf">{shown}</p>", desk.get(LIST).content.decode())
 
 
 def test_the_start_of_a_workflow_is_named_and_linked(desk: Client) -> None:

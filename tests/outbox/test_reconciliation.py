@@ -92,6 +92,16 @@ def test_enqueue_again_opens_inserts_or_leaves_a_waiting_message() -> None:
     assert services.waiting(["settled", "waiting", "unknown"]) == {"settled", "waiting"}
 
 
+@pytest.mark.django_db
+def test_a_message_that_is_queued_again_has_neither_attempts_nor_an_error() -> None:
+    """X6: the error and the back-off of its earlier delivery are over."""
+    message("settled", Outcome.UNDELIVERABLE)
+    Message.objects.update(attempts=7, last_error="as before")
+    assert services.enqueue_again("again", "settled", {})
+    queued = Message.objects.get()
+    assert (queued.attempts, queued.last_error) == (0, "")
+
+
 class Domain:
     """A domain that differs as the test says; what it queues is counted."""
 

@@ -64,9 +64,9 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
         (
             "GET /action?type=payment&id=no%0Aline&is_api_call=true",
             "",
-            r"WARNING GET /action (no\nline) refused: ERROR:INVALID_ID This is not an expense id: "
-            "it has 1 to 100 characters, is not blank and has no control, bidirectional or "
-            "zero-width characters.",
+            r"WARNING GET /action (no\nline) refused: ERROR:INVALID_ID This is not an expense id. "
+            "An expense id has 1 to 100 characters, is not blank and has no control, bidirectional "
+            "or zero-width characters.",
         ),
         (
             "GET /status?id=nope",

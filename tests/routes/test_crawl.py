@@ -27,14 +27,14 @@ EXPENSES, ORDERS, OUTBOX = (
     f"/admin/{name}/" for name in ("expenses/expense", "orders/order", "outbox/message")
 )
 DECIDE: Final = {"approve", "reject"}
-# The actions that a role finds on each list. Other pages have none.
+# The actions that a role with records of its own finds on each list. Other pages have none.
 EXPECTED: Final[dict[str, dict[str, set[str]]]] = {
     NOBODY: {},
     groups.EMPLOYEE: {EXPENSES: {"withdraw"}, ORDERS: {"cancel"}},
-    groups.APPROVER: {EXPENSES: DECIDE, ORDERS: DECIDE},
-    groups.FINANCE: {},
-    groups.AUDITOR: {},
-    groups.OPERATOR: {ORDERS: {"cancel", "retry"}, OUTBOX: {"retry"}},
+    groups.APPROVER: {EXPENSES: DECIDE | {"withdraw"}, ORDERS: DECIDE},
+    groups.FINANCE: {EXPENSES: {"withdraw"}},
+    groups.AUDITOR: {EXPENSES: {"withdraw"}},
+    groups.OPERATOR: {EXPENSES: {"withdraw"}, ORDERS: {"cancel", "retry"}, OUTBOX: {"retry"}},
     groups.WORKER: {ORDERS: {"cancel"}},
     ROOT: {
         EXPENSES: DECIDE | {"withdraw"},
