@@ -49,8 +49,8 @@ class ExpenseAdmin(DecidableAdmin):
     ]
     list_filter: ClassVar = ["state", "currency"]
     list_select_related: ClassVar = ["submitter"]
-    # Ids are compared by code point, where icontains misses letters beyond ASCII; contains finds
-    # those.
+    # Ids are compared by code point, where `icontains` misses letters beyond ASCII; `contains`
+    # finds them.
     search_fields: ClassVar = ["expense_id", "expense_id__contains", "merchant", "description"]
     actions: ClassVar = [*DecidableAdmin.actions, "withdraw"]
     fieldsets: ClassVar = [

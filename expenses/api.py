@@ -125,7 +125,8 @@ class ExpensesView(_ExpenseView, generics.ListAPIView[Expense]):
         serializer.is_valid(raise_exception=True)
         submission = serializer.validated_data
         key = request.headers.get("Idempotency-Key", "")
-        expense_id = submission.pop("expense_id", None) or self._id_for(key)
+        chosen = submission.pop("expense_id", None)
+        expense_id = chosen or self._id_for(key)
         details = services.ExpenseDetails(**submission)
         try:
             with refusals_as_problems():
@@ -143,7 +144,8 @@ class ExpensesView(_ExpenseView, generics.ListAPIView[Expense]):
                 expense_id=expense_id, submitter=self.actor.user, **vars(details)
             )
             if not key or not same.exists():
-                raise Conflict(str(error)) from error
+                text = idempotency.KEY_REUSED if key and not chosen else str(error)
+                raise Conflict(text) from error
             status = HTTPStatus.OK
         expense = services.visible_to(self.actor).get(expense_id=expense_id)
         response = self.answer(request, expense, status)

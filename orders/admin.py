@@ -63,7 +63,8 @@ class OrderAdmin(DecidableAdmin):
     list_filter: ClassVar = ["state", "needs_approval"]
     list_select_related: ClassVar = ["submitter"]
     list_before_template = "admin/orders/order/links.html"
-    # On SQLite `icontains` folds only ASCII; `contains` finds the rest.
+    # Ids are compared by code point, where `icontains` misses letters beyond ASCII; `contains`
+    # finds them.
     search_fields: ClassVar = [
         "order_id",
         "order_id__contains",

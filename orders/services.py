@@ -160,10 +160,12 @@ def submit_order(
         if submission.workflow_id:
             _check_is_free(workflow_id)
         _insert(order, submission, actor=actor, route=route)
-    except IdInUse:
+    except IdInUse as error:
         # The first of two identical requests may have been stored meanwhile.
         if key and (earlier := _identical(order, submission)):
             return earlier
+        if key and not submission.order_id and error.field == "order_id":
+            raise IdInUse("Idempotency-Key", idempotency.KEY_REUSED) from None
         raise
     log.info("%s submitted by %s", order_id, actor.name)
     return order

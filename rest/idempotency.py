@@ -1,7 +1,11 @@
 """Ids for submissions that give an `Idempotency-Key` and no id of their own."""
 
+from typing import Final
+
 from django.contrib.auth.models import User
 from django.utils.crypto import salted_hmac
+
+KEY_REUSED: Final = "This Idempotency-Key belongs to another request. Send a new key."
 
 
 def digest(user: User | None, key: str) -> str:

@@ -677,7 +677,8 @@ def test_key_of_another_body_is_a_conflict(
     """O7: a key belongs to one request; with any other body it is a conflict."""
     send(employee, "/orders", BODY, **KEY)
     with unchanged():
-        problem(send(employee, "/orders", BODY | change, **KEY), 409)
+        refused = problem(send(employee, "/orders", BODY | change, **KEY), 409)
+    assert "This Idempotency-Key belongs to another request." in refused["detail"]
 
 
 @pytest.mark.django_db(transaction=True)
