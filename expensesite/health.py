@@ -17,11 +17,10 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import cache_control
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from access import open_access
-from outbox import metrics as delivery
+from rest import monitoring
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +28,6 @@ log = logging.getLogger(__name__)
 DATABASE_SECONDS: Final = 2.0
 # A question without an answer by then never gets one: its connection is cut off.
 LOST_SECONDS: Final = 10.0
-
-_METRICS = CollectorRegistry()
-_METRICS.register(delivery.Metrics())
 
 
 @csrf_exempt  # another method is 405, with or without a token
@@ -49,7 +45,7 @@ def health(request: HttpRequest) -> HttpResponse:
 def ready(request: HttpRequest) -> HttpResponse:
     """`GET /readyz`: 200 where the database answers and is migrated; else 503, within 2 s.
 
-    The fields of :func:`delivery.readiness` follow. None of them makes it 503: while Temporal is
+    The fields of :data:`monitoring.READINESS` follow. None of them makes it 503: while Temporal is
     down, the site stays in service and takes decisions (requirements X1).
     """
     try:
@@ -82,11 +78,15 @@ def metrics(request: HttpRequest) -> HttpResponse:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
     except (TypeError, ValueError):  # a version that is no number
         encode, content_type = choose_encoder("")
-    return HttpResponse(encode(_METRICS), content_type)
+    return HttpResponse(encode(monitoring.METRICS), content_type)
 
 
 def _unavailable(**parts: str) -> HttpResponse:
     return JsonResponse({"status": "unavailable", **parts}, status=503)
+
+
+def _report() -> dict[str, Any]:
+    return {name: value for part in monitoring.READINESS for name, value in part().items()}
 
 
 class _Database:
@@ -103,7 +103,7 @@ class _Database:
         self._migrated = False
 
     def answer(self) -> "Future[dict[str, Any] | None]":
-        """What the outbox reports; None where migrations are missing. Fails with
+        """What the packages report; None where migrations are missing. Fails with
         django.db.Error."""
         with self._lock:
             lost = time.monotonic() - self._asked_at > LOST_SECONDS
@@ -117,7 +117,7 @@ class _Database:
     def _ask(self, answer: "Future[dict[str, Any] | None]") -> None:
         try:
             with contextlib.closing(connection):
-                found = delivery.readiness() if self._is_migrated() else None
+                found = _report() if self._is_migrated() else None
         except BaseException as error:  # noqa: BLE001 (the caller raises it)
             answer.set_exception(error)
         else:
