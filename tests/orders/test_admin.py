@@ -379,6 +379,7 @@ def test_snapshot_needs_every_view_permission(client: Client) -> None:
     assert client.get(SNAPSHOT).status_code == 403
 
 
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("missing", ["", *services.SNAPSHOT_PERMISSIONS])
 def test_snapshot_link_is_shown_to_those_who_may_follow_it(client: Client, missing: str) -> None:
     """X10: with one of the permissions missing, the list of orders has no link to a page that
