@@ -82,8 +82,8 @@ class _Request(HTTPRequestParser):  # type: ignore[misc]
             return
         if "CONTENT_LENGTH" in self.headers:
             raise ParsingError("Send Content-Length or Transfer-Encoding, not both.")
-        if self.version != "1.1":
-            raise ParsingError("Only HTTP/1.1 has Transfer-Encoding.")
+        if self.version != "1.1" or not self.chunked:
+            raise ParsingError("Send Transfer-Encoding: chunked in HTTP/1.1, or leave it out.")
 
 
 class Connection:

@@ -221,10 +221,11 @@ def test_malformed_request_is_refused(site: Site, text: bytes) -> None:
     [
         b"HTTP/1.1\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n",
         b"HTTP/1.1\r\nTransfer-Encoding:\r\nContent-Length: 6\r\n",
+        b"HTTP/1.1\r\nTransfer-Encoding:\r\n",
         b"HTTP/1.0\r\n%sTransfer-Encoding: chunked\r\nContent-Length: 3\r\n" % KEEP_ALIVE,
         b"HTTP/1.0\r\n%sTransfer-Encoding: chunked\r\n" % KEEP_ALIVE,
     ],
-    ids=["both", "empty", "old-both", "old"],
+    ids=["both", "empty-both", "empty", "old-both", "old"],
 )
 def test_two_lengths_of_one_body_are_refused(site: Site, lengths: bytes, separately: bool) -> None:
     """X11: a proxy that uses the other length would see another next request."""
