@@ -1,7 +1,6 @@
 """The pages of expenses: the list, the page that asks, and the forms of both (requirements E2)."""
 
 import zlib
-from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlencode
 
@@ -93,8 +92,8 @@ class ListView(RootView):
         if fault or len(search) > ID_LENGTH:
             expenses = expenses.none()
         elif search:
-            # Ids are compared by code point, where icontains misses letters beyond ASCII; contains
-            # finds those.
+            # Ids are compared by code point, where `icontains` misses letters beyond ASCII;
+            # `contains` finds them.
             expenses = expenses.filter(
                 Q(expense_id__icontains=search) | Q(expense_id__contains=search)
             )
@@ -115,7 +114,7 @@ class ListView(RootView):
                 if row.state == State.CREATED and services.may_decide(row, self.actor)
             },
         }
-        return _page(request, "expenses/list.html", context)
+        return render(request, "expenses/list.html", context)
 
 
 class DecideView(RootView):
@@ -166,8 +165,7 @@ class CarryView(RootView):
             )
         else:
             raise protocol_errors.Refusal(
-                contracts.INVALID_TYPE,
-                "The type must be create or payment.",
+                contracts.INVALID_TYPE, "The type must be create or payment."
             )
         return to_list()
 
@@ -213,16 +211,8 @@ def ask(
         "why": why,
         "back": back or {},
     }
-    return _page(request, "expenses/ask.html", context, status)
+    return render(request, "expenses/ask.html", context, status=status)
 
 
 def to_list(query: dict[str, str] | None = None) -> HttpResponse:
     return HttpResponseRedirect(reverse("list") + (f"?{urlencode(query)}" if query else ""))
-
-
-def _page(
-    request: HttpRequest, template: str, context: Mapping[str, object], status: int = 200
-) -> HttpResponse:
-    response = render(request, template, {**context}, status=status)
-    response["Cache-Control"] = "no-store"
-    return response

@@ -112,6 +112,4 @@ def _refusal_of(error: Exception, *, api: bool) -> Refusal:
 
 
 def plain_text(body: str, status: int = 200) -> HttpResponse:
-    response = HttpResponse(body, content_type="text/plain; charset=utf-8", status=status)
-    response["Cache-Control"] = "no-store"
-    return response
+    return HttpResponse(body, content_type="text/plain; charset=utf-8", status=status)

@@ -14,7 +14,6 @@ from typing import Any, Final
 from django.db import Error, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.views.decorators.cache import cache_control
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 from prometheus_client.exposition import choose_encoder
@@ -31,7 +30,6 @@ LOST_SECONDS: Final = 10.0
 
 
 @csrf_exempt  # another method is 405, with or without a token
-@cache_control(no_store=True)
 @require_safe
 def health(request: HttpRequest) -> HttpResponse:
     """`GET /health`: 200, the process answers. It does not ask the database, since a restart of
@@ -40,7 +38,6 @@ def health(request: HttpRequest) -> HttpResponse:
 
 
 @csrf_exempt  # another method is 405, with or without a token
-@cache_control(no_store=True)
 @require_safe
 def ready(request: HttpRequest) -> HttpResponse:
     """`GET /readyz`: 200 where the database answers and is migrated; else 503, within 2 s.
@@ -60,7 +57,6 @@ def ready(request: HttpRequest) -> HttpResponse:
 
 
 @csrf_exempt  # another method is 405, with or without a token
-@cache_control(no_store=True)
 @require_safe
 def metrics(request: HttpRequest) -> HttpResponse:
     """`GET /metrics` for Prometheus: by bearer token or session, with the permission to see the
