@@ -110,6 +110,10 @@ class Connection:
         # How many bytes may still be read and dropped; None before the refusal is sent.
         self._drain: int | None = None
 
+    @property
+    def has_output(self) -> bool:
+        return bool(self._output)
+
     def write_soon(self, data: Any) -> int:
         if isinstance(data, ReadOnlyFileBasedBuffer):
             file, data = data, data.get()
@@ -241,7 +245,7 @@ class Server:
         self._listening.close()
         last = time.monotonic() + stop_seconds
         while self._connections and time.monotonic() < last:
-            self._end(before=math.inf)
+            self._end(before=math.inf, idle=True)
             time.sleep(0.02)
         if self._connections:
             log.warning("%d requests are cut off: they took too long", len(self._connections))
@@ -254,11 +258,12 @@ class Server:
             connection.deadline = math.inf
             return True
 
-    def _end(self, *, before: float) -> None:
-        """Close the connections whose deadline is before this."""
+    def _end(self, *, before: float, idle: bool = False) -> None:
+        """Close the connections whose deadline is before this; with `idle`, only those that have
+        nothing left to send."""
         with self._lock:
             for connection in list(self._connections.values()):
-                if connection.deadline < before:
+                if connection.deadline < before and not (idle and connection.has_output):
                     self._end_one(connection)
 
     def _end_one(self, connection: Connection) -> None:

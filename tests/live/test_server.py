@@ -29,6 +29,15 @@ sys.argv[0] = "manage.py"
 from django.core.management import execute_from_command_line
 execute_from_command_line(sys.argv)
 """
+LONG_ANSWERS = """
+import sys
+from expensesite import server
+def answer(environ, start_response):
+    start_response("200 OK", [])
+    return [20_000_000 * b"x"]
+port = int(sys.argv[2].removeprefix("--port="))
+server.serve(answer, host="127.0.0.1", port=port, processes=1, threads=2, stop=20)
+"""
 KEEP_ALIVE = b"Connection: keep-alive\r\n"
 MEGABYTE = 1_000_000
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -351,3 +360,15 @@ def test_killed_web_process_is_replaced(site: Site) -> None:
     for _ in range(3):
         assert site.seconds("/health", "ok") < 5
     assert json.loads(site.http.get("/health").text) == {"status": "ok"}
+
+
+def test_stopping_server_sends_the_rest_of_an_answer(tmp_path: Path) -> None:
+    """X1: after SIGTERM a client that reads slowly gets the rest of an answer that is larger than
+    the buffers of its connection."""
+    with serving(tmp_path, ["-c", LONG_ANSWERS]) as stopping, stopping.connect() as slow:
+        slow.sendall(HEALTH)
+        answer = received(slow, until=b"\r\n\r\n")
+        stopping.process.terminate()
+        eventually(lambda: not stopping.is_up())
+        answer += received(slow)
+    assert len(answer.partition(b"\r\n\r\n")[2]) == 20 * MEGABYTE
