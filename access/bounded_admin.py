@@ -11,6 +11,8 @@ from django.core.exceptions import ValidationError
 from django.core.paginator import InvalidPage
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from django.utils.text import smart_split
 from unfold.admin import ModelAdmin
 from unfold.views import ChangeList
@@ -107,6 +109,13 @@ class ReadOnlyAdmin(BoundedAdmin):
             request, self.get_queryset(request).filter(pk__in=ticked)
         )
         return response
+
+
+def link(url: str, text: object) -> SafeString:
+    """Return a link in the theme's colours."""
+    return format_html(
+        '<a class="text-primary-600 underline dark:text-primary-500" href="{}">{}</a>', url, text
+    )
 
 
 def search_pages(request: HttpRequest) -> HttpResponse:

@@ -1,16 +1,16 @@
 """The admin where people decide requests of every kind, and auditors read the audit trail."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import quote
 
 from django.conf import settings
 from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
-from django.db.models import QuerySet, Subquery
+from django.db.models import F, OuterRef, QuerySet, Subquery, Value
 from django.db.models.expressions import Combinable
+from django.db.models.functions import Concat
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
@@ -21,10 +21,11 @@ from django.utils.timesince import timesince
 from unfold.decorators import display
 
 from access.actors import Actor
-from access.bounded_admin import ReadOnlyAdmin
+from access.bounded_admin import ReadOnlyAdmin, link
 from access.text import clean_text
 from approvals import services
-from approvals.models import AuditEntry, Route, Verdict
+from approvals.kinds import KINDS, Kind
+from approvals.models import Approval, AuditEntry, Route, Verdict
 from outbox import handlers
 from outbox import services as outbox
 from outbox.models import DONE, Message
@@ -52,55 +53,90 @@ class TrailRow(NamedTuple):
     why: str
 
 
+def trail(subject: str, subject_id: str) -> list[TrailRow]:
+    """Return the audit trail of a request for its page, oldest first."""
+    return [
+        TrailRow(
+            entry.at,
+            entry.get_event_display(),
+            entry.actor,
+            entry.get_route_display(),
+            entry.reason,
+        )
+        for entry in services.trail(subject, subject_id)
+    ]
+
+
+def _actor(request: HttpRequest) -> Actor:
+    return Actor.of(request.user)  # type: ignore[arg-type]
+
+
 class DecidableAdmin(ReadOnlyAdmin):
-    """The admin of one kind of request.
+    """The admin of requests that somebody decides.
 
     People decide ticked rows on the list, and a single request on its page. The page also shows the
     audit trail and the state of the messages to the workflow.
 
-    The model has `state`, `created_at`, `submitter`, `decision`, `workflow_id` and `money()`. A
-    subclass sets the attributes below, annotates its queryset :func:`with_delivery`, and can add to
-    `actions`, `buttons` and `trail`. Every action calls a service for each row
-    (:meth:`for_each`), and the service refuses and audits what the person may not do.
+    The model may have `workflow_id`. A subclass sets `kind`, annotates its queryset
+    :meth:`with_delivery`, and can add to `actions`, `buttons` and `trail`. Every action calls a
+    service for each row (:meth:`for_each`), and the service refuses and audits what the person may
+    not do.
     """
 
-    subject: ClassVar[str]
-    # The field with the request's own id, which the audit trail has too.
-    id_field: ClassVar[str]
-    # The state in which it waits for its decision.
-    pending: ClassVar[str]
-    decide_permission: ClassVar[str]
+    kind: ClassVar[Kind]
     # The report to the person where the service made no message.
     unsent: ClassVar = ""
+    # The field with the time of the submission.
+    began: ClassVar = "created_at"
 
-    ordering: ClassVar = ["-created_at"]
+    ordering: ClassVar[Any] = ["-created_at"]
     show_full_result_count = False
     list_disable_select_all = True
     actions: ClassVar = ["approve", "reject"]
     change_form_outer_before_template = "admin/approvals/decide.html"
     change_form_outer_after_template = "admin/approvals/trail.html"
 
-    def decide(self, row: Any, **asked: Any) -> Message | None:
-        """Call the service that decides, with `verdict`, `actor`, `route`, `reason` and `now`.
+    def approval(self, row: Any) -> Approval | None:
+        """Return the approval of the row; None where it needs none."""
+        approval: Approval | None = row.approval
+        return approval
 
-        Returns the message to the workflow, or None. Raises services.Refused or WrongState.
-        """
-        raise NotImplementedError
+    def decide(self, row: Any, verdict: Verdict, act: services.Act) -> Message | None:
+        """Decide the row. Raises what services.decide and services.approval_of raise."""
+        return services.decide(services.approval_of(self.kind, row, verdict, act), verdict, act)
+
+    def message_keys(self) -> list[Combinable]:
+        """Return the keys of the messages about a row of the queryset."""
+        return [
+            Concat(Value(self.kind.prefix(message)), OuterRef(self.kind.own_id))
+            for message in self.kind.messages
+        ]
+
+    def with_delivery(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """Annotate each row with the kind (`message`), `message_id` and `outcome` of its newest
+        message."""
+        found = Message.objects.filter(key__in=self.message_keys())
+        newest = found.order_by("-created_at", "-pk")[:1]
+        annotated: QuerySet[Any] = rows.annotate(
+            message=Subquery(newest.values("kind")),
+            message_id=Subquery(newest.values("pk")),
+            outcome=Subquery(newest.values("outcome")),
+        )
+        return annotated
 
     def has_decide_permission(self, request: HttpRequest) -> bool:
-        actor = Actor.of(request.user)  # type: ignore[arg-type]
-        return services.may_decide(actor, permission=self.decide_permission)
+        return services.may_decide(_actor(request), self.kind)
 
     def to_field_allowed(self, request: HttpRequest, to_field: str) -> bool:
         # The outbox knows only the request's own id, and links to the page by it.
-        allowed: bool = to_field == self.id_field or super().to_field_allowed(request, to_field)
+        allowed: bool = to_field == self.kind.own_id or super().to_field_allowed(request, to_field)
         return allowed
 
     # Columns and fields
 
     @display(description="age", ordering="created_at")
     def age(self, row: Any) -> str:
-        return timesince(row.created_at, depth=1)
+        return timesince(getattr(row, self.began), depth=1)
 
     @display(
         description="workflow",
@@ -122,16 +158,34 @@ class DecidableAdmin(ReadOnlyAdmin):
             return "started" if row.message == handlers.START_WORKFLOW else "notified"
         return "conflict" if row.outcome == Outcome.CONFLICT else "undeliverable"
 
-    @display(description="submitter")
+    @display(description="submitter", ordering="approval__submitter__username")
     def submitted_by(self, row: Any) -> str | None:
         """Show the name. The field would link to the user's page, which most people may not see."""
-        return row.submitter.get_username() if row.submitter else None
+        approval = self.approval(row)
+        return approval.submitter.get_username() if approval and approval.submitter else None
+
+    @display(description="amount", ordering="approval__amount")
+    def money(self, row: Any) -> str:
+        approval = self.approval(row)
+        return approval.money() if approval else ""
+
+    def decision(self, row: Any) -> str | None:
+        entry, approval = self._decision(row), self.approval(row)
+        if entry is None:
+            return approval.get_verdict_display() if approval and approval.verdict else None
+        return f"{entry.get_event_display()} by {entry.actor}"
 
     def decided_at(self, row: Any) -> Any:
-        return row.decision and localize(row.decision.at)
+        entry = self._decision(row)
+        return localize(entry.at) if entry else None
 
-    def reason(self, row: Any) -> Any:
-        return row.decision and row.decision.reason
+    def reason(self, row: Any) -> str | None:
+        entry = self._decision(row)
+        return entry.reason if entry else None
+
+    def _decision(self, row: Any) -> AuditEntry | None:
+        approval = self.approval(row)
+        return approval.decision if approval else None
 
     def buttons(self, request: HttpRequest, row: Any) -> dict[str, str]:
         """Return the other actions that the page of `row` offers, with their labels."""
@@ -139,16 +193,7 @@ class DecidableAdmin(ReadOnlyAdmin):
 
     def trail(self, row: Any) -> list[TrailRow]:
         """Return the audit trail on the page of `row`, oldest first (requirements X5)."""
-        return [
-            TrailRow(
-                entry.at,
-                entry.get_event_display(),
-                entry.actor,
-                entry.get_route_display(),
-                entry.reason,
-            )
-            for entry in services.trail(self.subject, getattr(row, self.id_field))
-        ]
+        return trail(self.kind.name, getattr(row, self.kind.own_id))
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
@@ -165,10 +210,11 @@ class DecidableAdmin(ReadOnlyAdmin):
                 context["delivery_url"] = reverse(
                     "admin:outbox_message_change", args=[row.message_id]
                 )
-            if settings.TEMPORAL_UI_URL and row.workflow_id:
+            workflow_id = getattr(row, "workflow_id", None)
+            if settings.TEMPORAL_UI_URL and workflow_id:
                 context["run_url"] = (
                     f"{settings.TEMPORAL_UI_URL}/namespaces/{settings.TEMPORAL_NAMESPACE}"
-                    f"/workflows/{quote(row.workflow_id, safe='')}"
+                    f"/workflows/{quote(workflow_id, safe='')}"
                 )
         response: HttpResponse = super().render_change_form(request, context, *args, **kwargs)
         return response
@@ -198,19 +244,22 @@ class DecidableAdmin(ReadOnlyAdmin):
     def decide_each(
         self, request: HttpRequest, queryset: QuerySet[Any], verdict: Verdict
     ) -> HttpResponse | None:
-        service = partial(self.decide, verdict=verdict)
-        return self.for_each(request, queryset, service, done=verdict.label.capitalize())
+        return self.for_each(
+            request,
+            queryset,
+            lambda row, act: self.decide(row, verdict, act),
+            done=verdict.label.capitalize(),
+        )
 
     def for_each(
         self,
         request: HttpRequest,
         queryset: QuerySet[Any],
-        service: Callable[..., Message | None],
+        service: Callable[[Any, services.Act], Message | None],
         *,
         done: str,
     ) -> HttpResponse | None:
-        """Call `service(row, actor=…, route=…, reason=…, now=…)` for each row, oldest first, and
-        report what became of each."""
+        """Call the service for each row, oldest first, and report what became of each."""
         try:
             reason = clean_text(request.POST.get("reason", ""), field="reason")
         except ValidationError as error:
@@ -218,15 +267,10 @@ class DecidableAdmin(ReadOnlyAdmin):
             return None
         names: list[str] = []
         notices: list[Message] = []
-        for row in queryset.order_by("created_at"):
+        for row in queryset.order_by(self.began):
+            act = services.Act(_actor(request), Route.ADMIN, timezone.now(), reason)
             try:
-                notice = service(
-                    row,
-                    actor=Actor.of(request.user),  # type: ignore[arg-type]
-                    route=Route.ADMIN,
-                    reason=reason,
-                    now=timezone.now(),
-                )
+                notice = service(row, act)
             except services.WrongState as error:
                 messages.warning(request, f"Skipped: {error}")
             except services.Refused as error:
@@ -243,11 +287,11 @@ class DecidableAdmin(ReadOnlyAdmin):
         return None
 
     def _may_decide(self, request: HttpRequest, row: Any) -> bool:
-        return row.state == self.pending and services.may_decide(
-            Actor.of(request.user),  # type: ignore[arg-type]
-            permission=self.decide_permission,
-            submitter_id=row.submitter_id,
-            opened_by_id=getattr(row, "opened_by_id", None),
+        approval = self.approval(row)
+        return (
+            approval is not None
+            and approval.verdict is None
+            and services.may_decide(_actor(request), KINDS[approval.kind], approval)
         )
 
     def _ask_reason(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse:
@@ -255,22 +299,74 @@ class DecidableAdmin(ReadOnlyAdmin):
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "title": "Why are they rejected?" if queryset.count() > 1 else "Why is it rejected?",
-            "rows": queryset.order_by("created_at"),
-            "pending": self.pending,
+            "rows": [
+                (row, self.money(row), self.approval(row)) for row in queryset.order_by(self.began)
+            ],
         }
         return TemplateResponse(request, "admin/approvals/reject.html", context)
 
 
-def with_delivery(requests: QuerySet[Any], keys: Iterable[Combinable]) -> QuerySet[Any]:
-    """Annotate each request with the kind (`message`), `message_id` and `outcome` of its newest
-    message with one of these keys."""
-    newest = Message.objects.filter(key__in=keys).order_by("-created_at", "-pk")[:1]
-    annotated: QuerySet[Any] = requests.annotate(
-        message=Subquery(newest.values("kind")),
-        message_id=Subquery(newest.values("pk")),
-        outcome=Subquery(newest.values("outcome")),
-    )
-    return annotated
+@admin.register(Approval)
+class ApprovalAdmin(DecidableAdmin):
+    """What waits for the person, of every kind."""
+
+    began: ClassVar = "opened_at"
+    list_display: ClassVar = [
+        *("reference", "kind", "title", "money", "category", "submitted_by", "age", "expires_at"),
+    ]
+    list_filter: ClassVar = ["kind", "currency"]
+    sortable_by: ClassVar = ["reference", "kind", "expires_at"]
+    search_fields: ClassVar = ["search_text__contains"]
+    ordering: ClassVar[Any] = [F("expires_at").asc(nulls_last=True), "opened_at", "id"]
+    fields: ClassVar = [
+        *("kind", "page", "title", "money", "category", "submitted_by", "opened_at"),
+        *("expires_at", "decision", "decided_at", "reason", "delivery"),
+    ]
+    readonly_fields: ClassVar = fields
+
+    def approval(self, row: Approval) -> Approval:
+        return row
+
+    def decide(self, row: Approval, verdict: Verdict, act: services.Act) -> Message | None:
+        return services.decide(row, verdict, act)
+
+    def has_decide_permission(self, request: HttpRequest) -> bool:
+        return any(services.may_decide(_actor(request), kind) for kind in KINDS.values())
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return self.has_decide_permission(request)
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.has_decide_permission(request)
+
+    def to_field_allowed(self, request: HttpRequest, to_field: str) -> bool:
+        return to_field == "id"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Approval]:
+        """Return what waits for the person, for the list, and otherwise every approval that the
+        person sees, so that a refused decision is audited."""
+        approvals = services.visible_to(_actor(request))
+        match, person = request.resolver_match, _actor(request).user
+        if request.method == "GET" and match and "object_id" not in match.kwargs and person:
+            return Approval.objects.waiting_for(person).select_related("submitter")
+        return self.with_delivery(approvals)
+
+    def message_keys(self) -> list[Combinable]:
+        key = Message._meta.get_field("key")
+        parts = OuterRef("kind"), Value("-decision:"), OuterRef("reference")
+        return [Concat(*parts, output_field=key)]
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        return super().get_search_results(request, queryset, search_term.casefold())
+
+    @display(description="request")
+    def page(self, row: Approval) -> str:
+        return link(KINDS[row.kind].page(row.reference), row.reference)
+
+    def trail(self, row: Approval) -> list[TrailRow]:
+        return trail(row.kind, row.reference)
 
 
 def _report(notices: list[Message]) -> str:

@@ -1,12 +1,22 @@
-"""Decisions and the audit trail. Their rows are only ever inserted."""
+"""Approvals and the audit trail.
+
+Triggers of the database keep both as they were written (expensesite.guards).
+"""
 
 import uuid
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from decimal import Decimal
+from typing import Any, ClassVar, NoReturn, Self
 
 from django.conf import settings
+from django.contrib.auth.models import User
+from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
+
+from access.actors import Actor
+from access.text import ID_LENGTH, OpaqueIdField
+from approvals import kinds, money
 
 
 class AppendOnly(Exception):
@@ -63,6 +73,8 @@ class Verdict(models.TextChoices):
     WITHDRAWN = "WITHDRAWN", "withdrawn"
     # Nobody decided while the approval window was open.
     EXPIRED = "EXPIRED", "expired"
+    # The request ended before a decision, as a cancelled order does.
+    VOID = "VOID", "void"
 
 
 # The names of the verdicts in forms and paths.
@@ -73,48 +85,51 @@ VERDICT_OF_VERB = {
 }
 
 
-class Act(AppendOnlyModel):
-    """Who did something, by which route, when and why.
+class CurrencyField(models.CharField):  # type: ignore[type-arg]
+    """An ISO 4217 code."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("max_length", 3)
+        kwargs.setdefault(
+            "validators",
+            [RegexValidator(r"\A[A-Z]{3}\Z", "Three capital letters of ISO 4217, as EUR.")],
+        )
+        super().__init__(*args, **kwargs)
+
+
+class Money(models.Model):
+    """An amount and its currency. A request without an amount has neither."""
+
+    amount = models.DecimalField(
+        max_digits=14,
+        decimal_places=2,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(Decimal("0.01"))],
+    )
+    currency = CurrencyField(blank=True)
+
+    class Meta:
+        abstract = True
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                name="%(class)s_amount_with_currency",
+                condition=Q(amount__isnull=True, currency="")
+                | Q(amount__isnull=False, amount__gt=0) & ~Q(currency=""),
+            )
+        ]
+
+    def money(self) -> str:
+        return money.text(self.amount, self.currency)
+
+
+class AuditEntry(AppendOnlyModel):
+    """An event in the life of a request, or a refused attempt: who did what, by which route, when
+    and why.
 
     `actor` is the person's name at that time. `by` is null for the anonymous person of a local
     installation.
     """
-
-    by = models.ForeignKey(
-        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
-    )
-    actor = models.CharField(max_length=150)
-    route = models.CharField(max_length=10, choices=Route)
-    reason = models.TextField(blank=True)
-    at = models.DateTimeField()
-
-    class Meta:
-        abstract = True
-
-
-class Decision(Act):
-    """The one verdict on a request. The request refers to it (requirements X1)."""
-
-    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    verdict = models.CharField(max_length=10, choices=Verdict)
-
-    class Meta:
-        constraints = [
-            models.CheckConstraint(
-                name="decision_verdict_known", condition=Q(verdict__in=Verdict.values)
-            ),
-            models.CheckConstraint(
-                name="decision_rejection_has_reason",
-                condition=~Q(verdict=Verdict.REJECTED) | ~Q(reason=""),
-            ),
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.get_verdict_display()} by {self.actor}"
-
-
-class AuditEntry(Act):
-    """An event in the life of a request, or a refused attempt."""
 
     class Event(models.TextChoices):
         CREATED = "created", "created"
@@ -135,6 +150,13 @@ class AuditEntry(Act):
     subject = models.CharField(max_length=20, help_text="Kind of the request: expense, order.")
     subject_id = models.CharField(max_length=100)
     event = models.CharField(max_length=10, choices=Event)
+    by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    actor = models.CharField(max_length=150)
+    route = models.CharField(max_length=10, choices=Route)
+    reason = models.TextField(blank=True)
+    at = models.DateTimeField()
 
     class Meta:
         verbose_name_plural = "audit entries"
@@ -145,6 +167,97 @@ class AuditEntry(Act):
                 fields=["by", "-at"], name="audit_submitted_by", condition=Q(event="submitted")
             ),
         ]
+        constraints = [
+            models.CheckConstraint(
+                name="audit_rejection_has_reason", condition=~Q(event="rejected") | ~Q(reason="")
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.subject} {self.subject_id} {self.event} by {self.actor}"
+
+
+class ApprovalQuerySet(models.QuerySet["Approval"]):
+    def waiting_for(self, user: User) -> Self:
+        """Return what the user may decide now, by the rule of approvals.services: first what
+        expires soonest, then the oldest."""
+        actor = Actor.of(user)
+        names = [name for name, kind in kinds.KINDS.items() if actor.may(kind.permission)]
+        waiting = self.filter(verdict=None, kind__in=[] if actor.carries else names)
+        waiting = waiting.exclude(submitter=user)
+        if settings.EXPENSES_PROTOCOL_ACCESS != "open":
+            waiting = waiting.exclude(opened_by=user)
+        return waiting.order_by(F("expires_at").asc(nulls_last=True), "opened_at", "id")
+
+
+class Approval(Money):
+    """What needs a person's yes, and the one verdict (requirements X1).
+
+    `reference` is the id by which people know the request. `entry` is the audit entry that took the
+    verdict: it alone says who, by which route, why and when. Nothing else changes after the opening
+    but `expires_at` of an undecided approval.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    kind = models.CharField(max_length=20)
+    reference = OpaqueIdField(max_length=ID_LENGTH)
+    submitter = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+    )
+    # Who created the request over the plain protocol, and may not decide it (requirements X3).
+    opened_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        db_index=False,
+    )
+    title = models.CharField(max_length=200, blank=True)
+    category = models.CharField(max_length=100, blank=True)
+    # What a search looks in, casefolded.
+    search_text = models.TextField(blank=True, editable=False)
+    opened_at = models.DateTimeField()
+    # When the request expires undecided; null for never, or not yet known.
+    expires_at = models.DateTimeField(null=True, blank=True)
+    verdict = models.CharField(max_length=10, choices=Verdict, null=True, blank=True)  # noqa: DJ001
+    entry = models.OneToOneField(
+        AuditEntry, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+
+    objects = models.Manager.from_queryset(ApprovalQuerySet)()
+
+    class Meta:
+        indexes = [
+            models.Index(
+                fields=["expires_at", "opened_at", "id"],
+                name="approval_waiting",
+                condition=Q(verdict__isnull=True),
+            )
+        ]
+        constraints = [
+            models.CheckConstraint(
+                name="approval_verdict_tied_to_entry",
+                condition=Q(verdict__isnull=True, entry__isnull=True)
+                | Q(verdict__in=Verdict.values, entry__isnull=False),
+            ),
+            models.UniqueConstraint(
+                name="one_undecided_approval",
+                # In this order, SQLite does not prefer this index for what waits.
+                fields=["reference", "kind"],
+                condition=Q(verdict__isnull=True),
+            ),
+            *Money.Meta.constraints,
+        ]
+
+    def __str__(self) -> str:
+        return str(self.reference)
+
+    @property
+    def decision(self) -> AuditEntry | None:
+        """The entry of the decision; None where nobody decided, and for a VOID approval."""
+        return None if self.verdict in (None, Verdict.VOID) else self.entry

@@ -1,21 +1,39 @@
-"""Who may decide a request of any kind, and the records of decisions and of other events."""
+"""Approvals of every kind: who may decide them, the one way to decide, and the audit trail.
+
+Lock an approval before its request, in every transaction that changes both.
+"""
 
 import logging
 import math
-import uuid
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Final
+from decimal import Decimal
+from typing import Any, Final
 
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db.models import QuerySet
+from django.db import IntegrityError, transaction
+from django.db.models import Q, QuerySet
 
-from access import actors
-from approvals.models import AuditEntry, Decision, Route, Verdict
+from access.actors import Actor
+from approvals import rows
+from approvals.kinds import KINDS, Kind
+from approvals.models import Approval, AuditEntry, Route, Verdict
+from outbox.models import Message
 
 log = logging.getLogger(__name__)
 
 SUBMISSION_WINDOW: Final = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Act:
+    """Who does something, by which route, when, and why."""
+
+    actor: Actor
+    route: Route
+    at: datetime
+    reason: str = ""
 
 
 class Refused(Exception):
@@ -40,14 +58,16 @@ class WrongState(Exception):
 
 
 class AlreadyDecided(WrongState):
-    """The request already has this `verdict`."""
+    """The approval was decided before; `verdict` says how."""
 
-    def __init__(self, name: str, decision: Decision) -> None:
-        self.verdict = Verdict(decision.verdict)
-        by = f"{self.verdict.label} by {decision.actor}"
+    def __init__(self, approval: Approval) -> None:
+        self.verdict, entry = Verdict(str(approval.verdict)), approval.decision
+        said = "waits for no decision: it ended or was retried meanwhile"
         if self.verdict == Verdict.EXPIRED:
-            by = "expired: nobody decided in time"
-        super().__init__(f"{name} was already {by}.")
+            said = "was already expired: nobody decided in time"
+        elif entry is not None:
+            said = f"was already {self.verdict.label} by {entry.actor}"
+        super().__init__(f"{approval.reference} {said}.")
 
 
 class TooManySubmissions(Exception):
@@ -62,233 +82,241 @@ class TooManySubmissions(Exception):
         )
 
 
-def check_may_decide(
-    actor: actors.Actor,
+def open_approval(
+    kind: Kind,
+    reference: str,
     *,
-    verdict: Verdict,
-    permission: str,
-    subject: str,
-    subject_id: str,
-    submitter_id: int | None,
-    opened_by_id: int | None = None,
-    reason: str,
-    route: Route,
-    now: datetime,
-    decided: bool = False,
-) -> None:
-    """Check the rule for every kind of request and every route (requirements X3).
+    at: datetime,
+    submitter: User | None = None,
+    opened_by: User | None = None,
+    amount: Decimal | None = None,
+    currency: str = "",
+    title: str = "",
+    category: str = "",
+    search: str = "",
+) -> Approval:
+    """Insert an undecided approval, in the transaction that creates its request.
 
-    - Approving and rejecting need the permission. Rejecting needs a reason, unless the request is
-      `decided`: the caller's compare-and-set then refuses it.
+    A search finds it by its reference, title and category, and by the words of `search`.
+    """
+    words = (reference, title, category, search)
+    approval = Approval(
+        kind=kind.name,
+        reference=reference,
+        submitter=submitter,
+        opened_by=opened_by,
+        amount=amount,
+        currency=currency,
+        title=title,
+        category=category,
+        search_text=" ".join(filter(None, words)).casefold(),
+        opened_at=at,
+    )
+    rows.insert(approval)
+    return approval
+
+
+def decide(approval: Approval, verdict: Verdict, act: Act) -> Message | None:
+    """Take the one verdict on an approval of any kind (requirements X1, X3).
+
+    - Approving and rejecting need the kind's permission. Rejecting needs a reason.
     - Nobody approves or rejects a request that they submitted or, outside open access, created over
       the protocol. This includes superusers.
     - Nobody who carries requests for others decides any request.
     - Only the submitter withdraws a request.
     - Only the workflow of a request says that its approval window is over (O4).
 
-    Raises NotPermitted or SelfApproval, which are audited, so call it before the transaction of the
-    decision. Raises ReasonMissing, which is not audited: the person is asked for the reason.
+    Returns the message to the workflow, None where no workflow needs one. Raises NotPermitted or
+    SelfApproval, which are audited, ReasonMissing, so that the person is asked for the reason, and
+    AlreadyDecided where somebody was first. Nothing else changes then.
     """
-    refusal = _refusal(
-        actor,
-        verdict=verdict,
-        permission=permission,
-        submitter_id=submitter_id,
-        opened_by_id=opened_by_id,
-        reason_needed=not (reason or decided),
-        route=route,
-    )
+    kind = KINDS[approval.kind]
+    _check(kind, approval, verdict, act)
+    if approval.verdict is not None:
+        raise AlreadyDecided(approval)
+    with transaction.atomic(durable=True):
+        entry = record(_EVENT_OF[verdict], kind.name, approval.reference, act)
+        undecided = Approval.objects.filter(pk=approval.pk, verdict=None)
+        if not undecided.update(verdict=verdict, entry=entry):
+            raise AlreadyDecided(Approval.objects.select_related("entry").get(pk=approval.pk))
+        approval.verdict, approval.entry = verdict, entry
+        message = kind.decided(approval, act)
+    log.info("%s %s by %s", approval.reference, verdict.label, act.actor.name)
+    return message
+
+
+def _check(kind: Kind, approval: Approval, verdict: Verdict, act: Act) -> None:
+    refusal = _refusal(act.actor, kind, approval, verdict=verdict, act=act)
     if isinstance(refusal, NotPermitted | SelfApproval):
-        attempt = f"{verdict.label}: {refusal}"
-        record_refusal(subject, subject_id, attempt, actor=actor, route=route, now=now)
+        record_refusal(kind.name, approval.reference, f"{verdict.label}: {refusal}", act)
     if refusal is not None:
         raise refusal
 
 
+_EVENT_OF: Final[dict[Verdict, AuditEntry.Event]] = {
+    verdict: AuditEntry.Event(verdict.value.lower())
+    for verdict in Verdict
+    if verdict != Verdict.VOID
+}
+
+
 def _refusal(
-    actor: actors.Actor,
+    actor: Actor,
+    kind: Kind,
+    approval: Approval | None,
     *,
-    verdict: Verdict,
-    permission: str,
-    submitter_id: int | None,
-    opened_by_id: int | None,
-    reason_needed: bool = True,
-    route: Route | None = None,
+    verdict: Verdict = Verdict.APPROVED,
+    act: Act | None = None,
 ) -> Refused | None:
-    user_id = actor.user and actor.user.pk
-    own = user_id is not None and user_id == submitter_id
-    # On a laptop one person tries out every part.
-    alone = settings.EXPENSES_PROTOCOL_ACCESS == "open"
-    opened = user_id is not None and user_id == opened_by_id and not alone
+    """Return why the actor may not take the verdict; None where they may.
+
+    Without an approval the answer is about requests of other people, and without an act about any
+    route and reason.
+    """
+    if verdict not in kind.verdicts:
+        return NotPermitted(f"A request of this kind cannot be {verdict.label}.")
     if verdict == Verdict.EXPIRED:
-        if route == Route.WORKFLOW:
+        if act is not None and act.route == Route.WORKFLOW:
             return None
         return NotPermitted("Only its workflow says that an approval window is over.")
+    user_id = actor.user and actor.user.pk
+    own = user_id is not None and approval is not None and user_id == approval.submitter_id
     if verdict == Verdict.WITHDRAWN:
-        if may_withdraw(actor, submitter_id=submitter_id):
+        if own:
             return None
         return NotPermitted("Only the person who submitted a request can withdraw it.")
-    if actor.carries or not actor.may(permission):
-        return not_permitted(actor)
-    if own or opened:
+    if actor.carries or not actor.may(kind.permission):
+        why = "acts for other people, so it cannot decide; ask an approver"
+        if not actor.carries:
+            why = "has no permission to decide; ask for the Approver group"
+        return NotPermitted(f"{actor.name} {why}.")
+    # On a laptop one person tries out every part.
+    alone = settings.EXPENSES_PROTOCOL_ACCESS == "open"
+    opened = user_id is not None and approval is not None and user_id == approval.opened_by_id
+    if own or (opened and not alone):
         return SelfApproval("Nobody decides their own request; ask another approver.")
-    if verdict == Verdict.REJECTED and reason_needed:
+    rejects = verdict == Verdict.REJECTED and act is not None and not act.reason
+    if rejects and approval is not None and approval.verdict is None:
         return ReasonMissing("A rejection needs a reason; say why.")
     return None
 
 
-def not_permitted(actor: actors.Actor) -> NotPermitted:
-    """Return the refusal of an actor who carries requests for others, or lacks the permission."""
-    if actor.carries:
-        return NotPermitted(
-            f"{actor.name} acts for other people, so it cannot decide; ask an approver."
-        )
-    return NotPermitted(f"{actor.name} has no permission to decide; ask for the Approver group.")
+def may_decide(actor: Actor, kind: Kind, approval: Approval | None = None) -> bool:
+    """Return whether :func:`decide` would let the actor approve, so that pages offer it.
 
-
-def may_decide(
-    actor: actors.Actor,
-    *,
-    permission: str,
-    submitter_id: int | None = None,
-    opened_by_id: int | None = None,
-) -> bool:
-    """Return whether :func:`check_may_decide` would let the actor approve, so that pages offer it.
-
-    Without a submitter the answer is about requests of other people.
+    Without an approval the answer is about requests of other people.
     """
-    refusal = _refusal(
-        actor,
-        verdict=Verdict.APPROVED,
-        permission=permission,
-        submitter_id=submitter_id,
-        opened_by_id=opened_by_id,
-    )
-    return refusal is None
+    return _refusal(actor, kind, approval) is None
 
 
-def may_withdraw(actor: actors.Actor, *, submitter_id: int | None) -> bool:
-    """Return whether the actor may withdraw a request of this submitter."""
-    return actor.user is not None and actor.user.pk == submitter_id
+def may_withdraw(actor: Actor, approval: Approval) -> bool:
+    """Return whether :func:`decide` would let the actor withdraw the approval now."""
+    refusal = _refusal(actor, KINDS[approval.kind], approval, verdict=Verdict.WITHDRAWN)
+    return refusal is None and approval.verdict is None
 
 
-def record_decision(
-    decision_id: uuid.UUID,
-    *,
-    verdict: Verdict,
-    subject: str,
-    subject_id: str,
-    actor: actors.Actor,
-    route: Route,
-    reason: str,
-    now: datetime,
-) -> None:
-    """Insert a decision and its audit entry, in the transaction in which the caller's
-    compare-and-set stored `decision_id` with the request."""
-    Decision.objects.create(
-        id=decision_id,
-        verdict=verdict,
-        by=actor.user,
-        actor=actor.name,
-        route=route,
-        reason=reason,
-        at=now,
-    )
-    record_event(
-        AuditEntry.Event(verdict.value.lower()),
-        subject=subject,
-        subject_id=subject_id,
-        actor=actor,
-        route=route,
-        now=now,
-        reason=reason,
-    )
+def check_may_decide(actor: Actor, kind: Kind) -> None:
+    """Raise NotPermitted unless the actor may decide requests of other people."""
+    if refusal := _refusal(actor, kind, None):
+        raise refusal
 
 
-def record_refusal(
-    subject: str,
-    subject_id: str,
-    attempt: str,
-    *,
-    actor: actors.Actor,
-    route: Route,
-    now: datetime,
-) -> None:
+def approval_of(kind: Kind, request: Any, verdict: Verdict, act: Act) -> Approval:
+    """Return the approval of a request of this kind, for :func:`decide`.
+
+    Raises WrongState where the request needs no decision, after the same checks as `decide`.
+    """
+    approval: Approval | None = request.approval
+    if approval is not None and approval.verdict != Verdict.VOID:
+        return approval
+    reference = getattr(request, kind.own_id)
+    about = Approval(kind=kind.name, reference=reference, submitter=request.submitter)
+    _check(kind, about, verdict, act)
+    request.refresh_from_db()
+    if request.approval != approval:
+        raise WrongState(f"{reference} was retried meanwhile; decide once more.")
+    raise WrongState(f"{reference} waits for no decision: it is {request.get_state_display()}.")
+
+
+def visible_to(actor: Actor) -> QuerySet[Approval]:
+    """Return the approvals that the actor sees on every route (requirements X10): all of a kind
+    that the actor sees, otherwise the actor's own."""
+    seen = [name for name, kind in KINDS.items() if kind.is_seen_by(actor)]
+    approvals = Approval.objects.select_related("submitter", "entry")
+    own = Q() if actor.user is None else Q(submitter=actor.user)
+    return approvals.filter(Q(kind__in=seen) | own)
+
+
+def lock(approval_id: Any) -> None:
+    """Lock an approval until the caller's transaction ends, before it changes the request."""
+    Approval.objects.select_for_update().values_list("pk").filter(pk=approval_id).first()
+
+
+def void(approval_id: Any, entry: AuditEntry) -> None:
+    """Close the approval where it is undecided, since its request ended otherwise: `entry` says
+    how. In the caller's transaction."""
+    Approval.objects.filter(pk=approval_id, verdict=None).update(verdict=Verdict.VOID, entry=entry)
+
+
+def record_refusal(subject: str, subject_id: str, attempt: str, act: Act) -> None:
     """Put a refused attempt into the audit trail and the log (requirements X3)."""
-    log.warning("%s refused to %s: %s", subject_id, actor.name, attempt)
-    record_event(
-        AuditEntry.Event.REFUSED,
-        subject=subject,
-        subject_id=subject_id,
-        actor=actor,
-        route=route,
-        now=now,
-        reason=attempt,
-    )
+    log.warning("%s refused to %s: %s", subject_id, act.actor.name, attempt)
+    record(AuditEntry.Event.REFUSED, subject, subject_id, replace(act, reason=attempt))
 
 
-def record_submission(
-    subject: str,
-    subject_id: str,
-    *,
-    actor: actors.Actor,
-    route: Route,
-    now: datetime,
-) -> None:
+def record_submission(subject: str, subject_id: str, act: Act) -> None:
     """Put a submission into the audit trail, in the transaction that creates the request.
 
     A person submits at most SUBMISSIONS_PER_HOUR requests of all kinds within an hour (requirements
     X11). A user who carries requests for others has no limit, and neither has the anonymous person
     of a local installation. Raises TooManySubmissions, which rolls the caller's transaction back.
     """
-    if actor.user is not None and not actor.carries:
+    if act.actor.user is not None and not act.actor.carries:
         # The lock lets a person submit one request at a time; SQLite has one writer anyway. It
         # does not conflict with the locks of foreign keys to the person.
-        User.objects.select_for_update(no_key=True).get(pk=actor.user.pk)
+        User.objects.select_for_update(no_key=True).get(pk=act.actor.user.pk)
         oldest_that_counts = (
             AuditEntry.objects.filter(
-                by=actor.user, event=AuditEntry.Event.SUBMITTED, at__gt=now - SUBMISSION_WINDOW
+                by=act.actor.user,
+                event=AuditEntry.Event.SUBMITTED,
+                at__gt=act.at - SUBMISSION_WINDOW,
             )
             .order_by("-at")
             .values_list("at", flat=True)[settings.SUBMISSIONS_PER_HOUR - 1 :]
             .first()
         )
         if oldest_that_counts is not None:
-            left = oldest_that_counts + SUBMISSION_WINDOW - now
+            left = oldest_that_counts + SUBMISSION_WINDOW - act.at
             raise TooManySubmissions(math.ceil(left.total_seconds()))
-    record_event(
-        AuditEntry.Event.SUBMITTED,
-        subject=subject,
-        subject_id=subject_id,
-        actor=actor,
-        route=route,
-        now=now,
-    )
+    record(AuditEntry.Event.SUBMITTED, subject, subject_id, act)
 
 
-def record_event(
-    event: AuditEntry.Event,
-    *,
-    subject: str,
-    subject_id: str,
-    actor: actors.Actor,
-    route: Route,
-    now: datetime,
-    reason: str = "",
-) -> None:
+def record(event: AuditEntry.Event, subject: str, subject_id: str, act: Act) -> AuditEntry:
     """Insert an audit entry, in the caller's transaction where there is one."""
-    AuditEntry.objects.create(
+    entry = AuditEntry(
         event=event,
         subject=subject,
         subject_id=subject_id,
-        by=actor.user,
-        actor=actor.name,
-        route=route,
-        reason=reason,
-        at=now,
+        by=act.actor.user,
+        actor=act.actor.name,
+        route=act.route,
+        reason=act.reason,
+        at=act.at,
     )
+    rows.insert(entry)
+    return entry
 
 
 def trail(subject: str, subject_id: str) -> QuerySet[AuditEntry]:
     """Return the audit entries of a request, oldest first (requirements X5)."""
     return AuditEntry.objects.filter(subject=subject, subject_id=subject_id).order_by("at", "pk")
+
+
+def is_duplicate(error: IntegrityError) -> bool:
+    """Return whether a row with the same unique value exists; False for the refusal of a CHECK or
+    a trigger (expensesite.guards), which is a defect.
+
+    On SQLite a trigger may find the duplicate first, with the same words.
+    """
+    cause = error.__cause__
+    return getattr(cause, "sqlstate", "") == "23505" or str(cause).startswith("UNIQUE constraint")

@@ -4,38 +4,51 @@ from typing import Any, ClassVar
 
 from django import forms
 from django.contrib import admin, messages
-from django.db.models import OuterRef, QuerySet, Value
-from django.db.models.functions import Concat
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from django.utils.formats import localize
 from unfold.decorators import display
+from unfold.widgets import UnfoldAdminDecimalFieldWidget, UnfoldAdminTextInputWidget
 
 from access.actors import Actor
 from access.bounded_admin import ReadOnlyAdmin
 from approvals import services as approvals
-from approvals.admin import DecidableAdmin, with_delivery
-from approvals.models import Route, Verdict
+from approvals.admin import DecidableAdmin
+from approvals.models import Approval, Route, Verdict
 from expenses import services
 from expenses.models import Expense, LedgerEntry, State
-from outbox.models import Message
+
+
+def _field(name: str, widget: type[forms.Widget], **options: Any) -> forms.Field:
+    field: Any = Approval._meta.get_field(name)
+    made: forms.Field = field.formfield(widget=widget, validators=field.validators, **options)
+    return made
 
 
 class SubmitForm(forms.ModelForm):  # type: ignore[type-arg]
-    """The form of a submission. It requires the amount, which only the plain protocol omits."""
+    """The form of a submission, with the fields that its approval keeps. It requires the amount,
+    which only the plain protocol omits."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for name in {"amount", "currency"} & set(self.fields):
-            self.fields[name].required = True
+    amount = _field("amount", UnfoldAdminDecimalFieldWidget, required=True)
+    currency = _field("currency", UnfoldAdminTextInputWidget, required=True)
+    category = _field("category", UnfoldAdminTextInputWidget)
+
+
+class SeenCurrencies(admin.AllValuesFieldListFilter):
+    """The currencies of the expenses that the person sees. Django offers those of all approvals."""
+
+    def __init__(
+        self, field: Any, request: HttpRequest, params: Any, model: Any, page: Any, field_path: str
+    ) -> None:
+        super().__init__(field, request, params, model, page, field_path)
+        seen = page.get_queryset(request).order_by(field_path)
+        self.lookup_choices = seen.values_list(field_path, flat=True).distinct()
 
 
 @admin.register(Expense)
 class ExpenseAdmin(DecidableAdmin):
-    subject = services.SUBJECT
-    id_field = "expense_id"
-    pending = State.CREATED
-    decide_permission = services.DECIDE
+    kind = services.KIND
     unsent = "No workflow waits yet; it gets the decision when it asks."
     form = SubmitForm
     list_display: ClassVar = [
@@ -44,11 +57,10 @@ class ExpenseAdmin(DecidableAdmin):
         "age",
         "money",
         "merchant",
-        "submitter",
+        "submitted_by",
         "delivery",
     ]
-    list_filter: ClassVar = ["state", "currency"]
-    list_select_related: ClassVar = ["submitter"]
+    list_filter: ClassVar = ["state", ("approval__currency", SeenCurrencies)]
     # Ids are compared by code point, where `icontains` misses letters beyond ASCII; `contains`
     # finds them.
     search_fields: ClassVar = ["expense_id", "expense_id__contains", "merchant", "description"]
@@ -61,32 +73,25 @@ class ExpenseAdmin(DecidableAdmin):
     ]
     add_fields: ClassVar = ["expense_id", *services.ExpenseDetails.__dataclass_fields__]
 
-    def decide(self, row: Expense, **asked: Any) -> Message | None:
-        return services.decide_expense(row, **asked)
-
     # Permissions. The rule for a decision is in approvals.services.
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return self.has_view_permission(request)
 
     def has_view_permission(self, request: HttpRequest, obj: Expense | None = None) -> bool:
-        return request.user.has_perm("expenses.view_expense") or request.user.has_perm(
-            services.SUBMIT
-        )
+        permissions = ("expenses.view_expense", services.DECIDE, services.SUBMIT)
+        return any(map(request.user.has_perm, permissions))
 
     def has_add_permission(self, request: HttpRequest, *args: Any) -> bool:
         return request.user.has_perm(services.SUBMIT)
 
     def has_withdraw_permission(self, request: HttpRequest) -> bool:
-        own = Expense.objects.filter(submitter_id=request.user.pk)
+        own = Expense.objects.filter(approval__submitter_id=request.user.pk)
         return own.filter(state=State.CREATED).exists()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Expense]:
         expenses = services.visible_to(Actor.of(request.user))  # type: ignore[arg-type]
-        return with_delivery(
-            expenses.select_related("callback"),
-            [Concat(Value(prefix), OuterRef("expense_id")) for prefix in services.MESSAGES],
-        )
+        return self.with_delivery(expenses.select_related("callback"))
 
     # Columns and fields
 
@@ -103,12 +108,11 @@ class ExpenseAdmin(DecidableAdmin):
     def shown_state(self, expense: Expense) -> tuple[str, str]:
         return expense.state, State(expense.state).label
 
-    @display(description="amount", ordering="amount")
-    def money(self, expense: Expense) -> str:
-        return expense.money()
+    def category(self, expense: Expense) -> str:
+        return str(expense.approval.category)
 
     def paid_at(self, expense: Expense) -> Any:
-        return expense.payment and localize(expense.payment.paid_at)
+        return localize(expense.payment.paid_at) if hasattr(expense, "payment") else None
 
     def registered_at(self, expense: Expense) -> Any:
         return localize(expense.callback.registered_at) if hasattr(expense, "callback") else None
@@ -123,7 +127,7 @@ class ExpenseAdmin(DecidableAdmin):
 
     def buttons(self, request: HttpRequest, row: Expense) -> dict[str, str]:
         actor = Actor.of(request.user)  # type: ignore[arg-type]
-        return {"withdraw": "Withdraw"} if services.may_withdraw(row, actor) else {}
+        return {"withdraw": "Withdraw"} if approvals.may_withdraw(actor, row.approval) else {}
 
     # Actions
 
@@ -138,9 +142,11 @@ class ExpenseAdmin(DecidableAdmin):
         submitted = services.submit_expense(
             obj.expense_id,
             details=services.ExpenseDetails(**details),
-            actor=Actor.of(request.user),  # type: ignore[arg-type]
-            route=Route.ADMIN,
-            now=timezone.now(),
+            act=approvals.Act(
+                Actor.of(request.user),  # type: ignore[arg-type]
+                Route.ADMIN,
+                timezone.now(),
+            ),
         )
         obj.pk = submitted.pk
 

@@ -9,6 +9,7 @@ A path names an expense by its UUID or by its expense id. The UUID comes first
 """
 
 import uuid
+from decimal import Decimal
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -23,12 +24,11 @@ from access.views import ActorView
 from approvals import services as approvals
 from approvals.api import (
     AuditEntrySerializer,
-    DecisionSerializer,
-    find_to_decide,
-    reason_in,
+    DecisionField,
+    decide,
     refusals_as_problems,
 )
-from approvals.models import VERDICT_OF_VERB, AuditEntry, Route, Verdict
+from approvals.models import Approval, AuditEntry, Route
 from expenses import services
 from expenses.models import Expense, LedgerEntry, State
 from rest import idempotency, prefer
@@ -41,8 +41,13 @@ _SETTLED: Final = (State.REJECTED, State.WITHDRAWN, State.COMPLETED)
 
 
 class ExpenseSerializer(serializers.ModelSerializer[Expense]):
-    submitter = serializers.SlugRelatedField[Any](slug_field="username", read_only=True)
-    decision = DecisionSerializer(allow_null=True)
+    amount = serializers.DecimalField(source="approval.amount", max_digits=14, decimal_places=2)
+    currency = serializers.CharField(source="approval.currency")
+    category = serializers.CharField(source="approval.category")
+    submitter = serializers.SlugRelatedField[Any](
+        source="approval.submitter", slug_field="username", read_only=True
+    )
+    decision = DecisionField(source="approval")
     paid_at = serializers.DateTimeField(source="payment.paid_at", default=None)
 
     class Meta:
@@ -66,6 +71,11 @@ class ExpenseSerializer(serializers.ModelSerializer[Expense]):
 
 
 class SubmissionSerializer(serializers.ModelSerializer[Expense]):
+    """The body of a submission. Only the plain protocol creates expenses without an amount."""
+
+    amount = serializers.DecimalField(max_digits=14, decimal_places=2, min_value=Decimal("0.01"))
+    currency = serializers.CharField(validators=Approval._meta.get_field("currency").validators)
+    category = serializers.CharField(max_length=100, required=False, allow_blank=True)
     # Not the model's field: a taken id is a conflict, not a fault of the body.
     expense_id = serializers.CharField(
         required=False, trim_whitespace=False, validators=[validate_opaque_id]
@@ -74,11 +84,6 @@ class SubmissionSerializer(serializers.ModelSerializer[Expense]):
     class Meta:
         model = Expense
         fields = ("expense_id", *services.ExpenseDetails.__dataclass_fields__)
-        # Only the plain protocol creates expenses without an amount.
-        extra_kwargs = {
-            "amount": {"required": True, "allow_null": False},
-            "currency": {"required": True, "allow_blank": False},
-        }
 
 
 class PaymentSerializer(serializers.ModelSerializer[LedgerEntry]):
@@ -128,22 +133,14 @@ class ExpensesView(_ExpenseView, generics.ListAPIView[Expense]):
         chosen = submission.pop("expense_id", None)
         expense_id = chosen or self._id_for(key)
         details = services.ExpenseDetails(**submission)
+        act = approvals.Act(self.actor, Route.REST, timezone.now())
         try:
             with refusals_as_problems():
-                services.submit_expense(
-                    expense_id,
-                    details=details,
-                    actor=self.actor,
-                    route=Route.REST,
-                    now=timezone.now(),
-                )
+                services.submit_expense(expense_id, details=details, act=act)
             status = HTTPStatus.CREATED
         except services.ExpenseExists as error:
             # With a key, the answer to an identical repeat is the expense of the first request.
-            same = Expense.objects.filter(
-                expense_id=expense_id, submitter=self.actor.user, **vars(details)
-            )
-            if not key or not same.exists():
+            if not key or not services.is_submitted(expense_id, details, self.actor):
                 text = idempotency.KEY_REUSED if key and not chosen else str(error)
                 raise Conflict(text) from error
             status = HTTPStatus.OK
@@ -172,29 +169,8 @@ class DecideView(_ExpenseView):
     once an approved expense is paid. Asking again for the verdict that was taken succeeds."""
 
     def post(self, request: Request, ref: str, verb: str) -> Response:
-        verdict = VERDICT_OF_VERB[verb]
-        reason = reason_in(request)
-        # People withdraw what they see. A refused decision is audited, so it finds every expense.
-        expense = (
-            self.find(ref)
-            if verdict == Verdict.WITHDRAWN
-            else find_to_decide(
-                Expense.objects.all(),
-                ref,
-                "expense_id",
-                actor=self.actor,
-                permission=services.DECIDE,
-            )
-        )
-        with refusals_as_problems(verdict):
-            services.decide_expense(
-                expense,
-                verdict=verdict,
-                actor=self.actor,
-                route=Route.REST,
-                reason=reason,
-                now=timezone.now(),
-            )
+        seen = services.visible_to(self.actor)
+        expense = decide(self, services.KIND, ref, "expense_id", verb, Route.REST, seen)
         return self.answer(request, _reread(expense), HTTPStatus.OK)
 
 
@@ -205,7 +181,7 @@ class AuditView(_ExpenseView, generics.ListAPIView[AuditEntry]):
     pagination_class = CursorPages
 
     def get_queryset(self) -> QuerySet[AuditEntry]:
-        return approvals.trail(services.SUBJECT, self.find(self.kwargs["ref"]).expense_id)
+        return approvals.trail(services.KIND.name, self.find(self.kwargs["ref"]).expense_id)
 
 
 class PaymentsView(ActorView, generics.ListAPIView[LedgerEntry]):
@@ -223,7 +199,7 @@ class PaymentsView(ActorView, generics.ListAPIView[LedgerEntry]):
 
 
 def _reread(expense: Expense) -> Expense:
-    return Expense.objects.select_related("submitter", "decision", "payment").get(pk=expense.pk)
+    return services.with_approval().get(pk=expense.pk)
 
 
 def _waited(request: Request, expense: Expense) -> tuple[Expense, bool]:

@@ -6,10 +6,9 @@ class ExpensesConfig(AppConfig):
     verbose_name = "Expenses"
 
     def ready(self) -> None:
-        from expenses import models, reconciliation, services
-        from outbox import subjects
+        from approvals import kinds
+        from expenses import reconciliation, services
         from outbox.reconciliation import COMPARISONS
 
+        kinds.register(services.KIND)
         COMPARISONS["expenses"] = reconciliation.COMPARISON
-        for prefix, words in services.MESSAGES.items():
-            subjects.register(prefix, words=words, model=models.Expense, own_id="expense_id")

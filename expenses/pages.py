@@ -1,6 +1,7 @@
 """The pages of expenses: the list, the page that asks, and the forms of both (requirements E2)."""
 
 import zlib
+from dataclasses import replace
 from typing import Final
 from urllib.parse import urlencode
 
@@ -61,14 +62,16 @@ class RootView(View):
         except open_access.NotAllowed as error:
             if is_opaque_id(self.expense_id):
                 approvals.record_refusal(
-                    services.SUBJECT,
+                    services.KIND.name,
                     self.expense_id,
                     f"{self.request.path}: no permission",
-                    actor=error.actor,
-                    route=self.route,
-                    now=timezone.now(),
+                    approvals.Act(error.actor, self.route, timezone.now()),
                 )
             raise
+
+    def act(self, reason: str = "") -> approvals.Act:
+        """Return what the actor does by this request."""
+        return approvals.Act(self.actor, self.route, timezone.now(), reason)
 
 
 class ListView(RootView):
@@ -85,7 +88,11 @@ class ListView(RootView):
         expenses = (
             services.visible_to(self.actor)
             .select_related(None)
-            .only("expense_id", "state", "submitter_id", "opened_by_id")
+            .select_related("approval")
+            .only(
+                *("expense_id", "state", "approval__verdict", "approval__submitter_id"),
+                *("approval__opened_by_id",),
+            )
             .filter(expense_id__gt=after)
         )
         fault = search_fault(search)
@@ -111,7 +118,8 @@ class ListView(RootView):
             "offered": {
                 row.pk
                 for row in page
-                if row.state == State.CREATED and services.may_decide(row, self.actor)
+                if row.state == State.CREATED
+                and approvals.may_decide(self.actor, services.KIND, row.approval)
             },
         }
         return render(request, "expenses/list.html", context)
@@ -128,13 +136,7 @@ class DecideView(RootView):
         expense = protocol_errors.find_expense(self.expense_id)
         back = {name: request.POST[name] for name in ("q", "after") if request.POST.get(name)}
         try:
-            decide(
-                expense,
-                request.POST["type"],
-                actor=self.actor,
-                route=self.route,
-                reason=request.POST.get("reason", ""),
-            )
+            decide(expense, request.POST["type"], self.act(request.POST.get("reason", "")))
         except approvals.ReasonMissing as error:
             return ask(request, "reject", self.expense_id, why=str(error), back=back, status=400)
         return to_list(back)
@@ -152,17 +154,10 @@ class CarryView(RootView):
             services.create_expense(
                 protocol_errors.valid_id(self.expense_id),
                 workflow_id=None,
-                actor=self.actor,
-                route=self.route,
-                now=timezone.now(),
+                act=self.act(),
             )
         elif request.POST["type"] == "payment":
-            services.record_payment(
-                protocol_errors.find_expense(self.expense_id),
-                actor=self.actor,
-                route=self.route,
-                now=timezone.now(),
-            )
+            services.record_payment(protocol_errors.find_expense(self.expense_id), self.act())
         else:
             raise protocol_errors.Refusal(
                 contracts.INVALID_TYPE, "The type must be create or payment."
@@ -170,24 +165,19 @@ class CarryView(RootView):
         return to_list()
 
 
-def decide(expense: Expense, verb: str, *, actor: actors.Actor, route: Route, reason: str) -> None:
+def decide(expense: Expense, verb: str, act: approvals.Act) -> None:
     """Decide on a page or over the protocol; asking again for the verdict that was taken changes
     nothing and succeeds (E4).
 
-    Raises Refusal, ValidationError for the reason, and what services.decide_expense raises.
+    Raises Refusal, ValidationError for the reason, and what approvals.decide raises.
     """
     if verb not in VERBS:
         raise protocol_errors.Refusal(contracts.INVALID_TYPE, "The type must be approve or reject.")
+    # Of a decided expense the answer names the state, whatever is wrong with the reason.
+    undecided = expense.state == State.CREATED
+    reason = clean_text(act.reason, field="reason") if undecided else ""
     try:
-        services.decide_expense(
-            expense,
-            verdict=VERDICT_OF_VERB[verb],
-            actor=actor,
-            route=route,
-            # Of a decided expense the answer names the state, whatever is wrong with the reason.
-            reason=clean_text(reason, field="reason") if expense.state == State.CREATED else "",
-            now=timezone.now(),
-        )
+        approvals.decide(expense.approval, VERDICT_OF_VERB[verb], replace(act, reason=reason))
     except approvals.AlreadyDecided as error:
         if error.verdict != VERDICT_OF_VERB[verb]:
             raise
@@ -206,7 +196,9 @@ def ask(
     context = {
         "kind": kind,
         "expense_id": expense_id,
-        "expense": Expense.objects.filter(expense_id=expense_id).first(),
+        "expense": Expense.objects.select_related("approval__submitter")
+        .filter(expense_id=expense_id)
+        .first(),
         "action": reverse("decide" if kind in VERBS else "carry"),
         "why": why,
         "back": back or {},

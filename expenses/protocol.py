@@ -8,12 +8,12 @@ import re
 from typing import Final
 
 from django.http import HttpRequest, HttpResponse
-from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.views.decorators.csrf import csrf_exempt
 
 from access import cross_site, open_access
 from access.text import is_opaque_id
+from approvals import services as approvals
 from approvals.models import Route
 from expenses import pages, services
 from expenses.models import Expense, State
@@ -83,9 +83,7 @@ class CreateView(ProtocolView):
         services.create_expense(
             expense_id,
             workflow_id=workflow_id,
-            actor=self.actor,
-            route=self.route,
-            now=timezone.now(),
+            act=self.act(),
         )
         return self.succeed()
 
@@ -108,12 +106,12 @@ class ActionView(ProtocolView):
             self.check_offered(expense, kind)
             return pages.ask(request, kind, expense.expense_id)
         if kind == "payment":
-            services.record_payment(expense, actor=self.actor, route=self.route, now=timezone.now())
+            services.record_payment(expense, self.act())
             return self.succeed()
         reason = request.GET.get("reason", "")
         if kind == "reject" and not reason.strip():
             reason = UNSTATED_REASON
-        pages.decide(expense, kind, actor=self.actor, route=self.route, reason=reason)
+        pages.decide(expense, kind, self.act(reason))
         return self.succeed()
 
     def check_offered(self, expense: Expense, kind: str) -> None:
@@ -123,7 +121,9 @@ class ActionView(ProtocolView):
                 contracts.INVALID_STATE,
                 f"{expense.expense_id} is {expense.get_state_display()} already.",
             )
-        if kind in pages.VERBS and not services.may_decide(expense, self.actor):
+        if kind in pages.VERBS and not approvals.may_decide(
+            self.actor, services.KIND, expense.approval
+        ):
             raise Refusal(contracts.FORBIDDEN, f"{expense.expense_id} is not yours to decide.", 403)
 
 
@@ -168,8 +168,6 @@ class RegisterCallbackView(ProtocolView):
         services.register_callback(
             expense,
             addresses.Address(bytes.fromhex(token), **ids),
-            actor=self.actor,
-            route=self.route,
-            now=timezone.now(),
+            self.act(),
         )
         return self.succeed()

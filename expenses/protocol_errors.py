@@ -51,7 +51,7 @@ def valid_id(expense_id: str) -> str:
 def find_expense(expense_id: str) -> Expense:
     """Return the expense with this id. Raises Refusal."""
     try:
-        return Expense.objects.get(expense_id=valid_id(expense_id))
+        return Expense.objects.select_related("approval").get(expense_id=valid_id(expense_id))
     except Expense.DoesNotExist:
         raise unknown(expense_id) from None
 

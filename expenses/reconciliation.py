@@ -100,7 +100,7 @@ def _compared() -> QuerySet[Expense]:
 def _records(expenses: QuerySet[Expense]) -> list[ComparedExpense]:
     fields = (
         *("pk", "expense_id", "workflow_id", "owns_workflow", "state", "created_at"),
-        *("decision__at", "callback__activity_id", "callback__run_id"),
+        *("approval__entry__at", "callback__activity_id", "callback__run_id"),
     )
     return [_record(row) for row in expenses.values(*fields)]
 
@@ -109,11 +109,11 @@ def _record(row: dict[str, Any]) -> ComparedExpense:
     expense_id, workflow_id, owned = row["expense_id"], row["workflow_id"], row["owns_workflow"]
     return ComparedExpense(
         pk=row["pk"],
-        subject=f"{services.SUBJECT} {expense_id}",
+        subject=f"{services.KIND.name} {expense_id}",
         workflow_id=workflow_id,
         state=row["state"],
-        since=row["decision__at"] or row["created_at"],
-        keys=(services.decision_key(expense_id), services.start_key(expense_id)),
+        since=row["approval__entry__at"] or row["created_at"],
+        keys=tuple(services.KIND.keys(expense_id)),
         owned=owned,
         startable=owned and workflow_id == contracts.expense_workflow_id(expense_id),
         activity_id=row["callback__activity_id"],

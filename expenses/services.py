@@ -1,20 +1,24 @@
-"""Every change of an expense. A change is one transaction: a compare-and-set on the state, the
-audit entry, and the message to the workflow."""
+"""Changes of expenses, and what follows from a decision, which approvals.services takes.
+
+A change is one transaction: a compare-and-set on the state, the audit entry, and the message to the
+workflow.
+"""
 
 import hashlib
 import logging
-import uuid
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from decimal import Decimal
 from typing import Any, Final, NoReturn
 
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 
-from access import actors
+from access.actors import Actor
+from approvals import rows
 from approvals import services as approvals
-from approvals.models import AuditEntry, Decision, Route, Verdict
+from approvals.kinds import Kind
+from approvals.models import Approval, AuditEntry, Verdict
 from expenses.models import CallbackAddress, Expense, LedgerEntry, State
 from outbox import handlers
 from outbox import services as outbox
@@ -24,7 +28,6 @@ from worker import contracts
 
 log = logging.getLogger(__name__)
 
-SUBJECT: Final = "expense"
 DECIDE: Final = "expenses.decide_expense"
 CARRY: Final = "expenses.carry_expense"
 SUBMIT: Final = "expenses.submit_expense"
@@ -54,41 +57,20 @@ class CallbackRefused(Exception):
     """The callback and the expense belong to different workflows (requirements X7)."""
 
 
-def visible_to(actor: actors.Actor) -> QuerySet[Expense]:
+def visible_to(actor: Actor) -> QuerySet[Expense]:
     """Return the expenses that the actor sees on every route (requirements X10).
 
     These are all expenses with the permission to view or to carry them, else the actor's own.
     """
-    expenses = Expense.objects.select_related("submitter", "decision", "payment")
-    if actor.may("expenses.view_expense") or actor.may(CARRY):
-        return expenses
-    return expenses.filter(submitter=actor.user)
+    expenses = with_approval()
+    return expenses if KIND.is_seen_by(actor) else expenses.filter(approval__submitter=actor.user)
 
 
-def may_decide(expense: Expense, actor: actors.Actor) -> bool:
-    """Return whether the actor may decide `expense` in any state, so that pages offer it."""
-    return approvals.may_decide(
-        actor,
-        permission=DECIDE,
-        submitter_id=expense.submitter_id,
-        opened_by_id=expense.opened_by_id,
-    )
+def with_approval() -> QuerySet[Expense]:
+    return Expense.objects.select_related("approval__submitter", "approval__entry", "payment")
 
 
-def may_withdraw(expense: Expense, actor: actors.Actor) -> bool:
-    """Return whether the actor may withdraw `expense` now, so that pages offer it."""
-    own = approvals.may_withdraw(actor, submitter_id=expense.submitter_id)
-    return own and expense.state == State.CREATED
-
-
-def create_expense(
-    expense_id: str,
-    *,
-    workflow_id: str | None,
-    actor: actors.Actor,
-    route: Route,
-    now: datetime,
-) -> Expense:
+def create_expense(expense_id: str, *, workflow_id: str | None, act: approvals.Act) -> Expense:
     """Create an expense with nothing but an id (E5).
 
     If the workflow of an existing expense asks again, the result is that expense, even one that was
@@ -96,20 +78,25 @@ def create_expense(
     """
     try:
         with transaction.atomic(durable=True):
-            expense = Expense.objects.create(
+            expense = Expense(
                 expense_id=expense_id,
                 workflow_id=workflow_id,
                 owns_workflow=workflow_id is not None,
-                opened_by=actor.user,
-                created_at=now,
+                approval=approvals.open_approval(
+                    KIND, expense_id, at=act.at, opened_by=act.actor.user
+                ),
+                created_at=act.at,
             )
-            _record(AuditEntry.Event.CREATED, expense, actor=actor, route=route, now=now)
-    except IntegrityError:
+            rows.insert(expense)
+            approvals.record(AuditEntry.Event.CREATED, KIND.name, expense.expense_id, act)
+    except IntegrityError as error:
+        if not approvals.is_duplicate(error):
+            raise
         same = Expense.objects.filter(expense_id=expense_id, workflow_id=workflow_id).first()
         if workflow_id is None or same is None:
             _refuse_taken(expense_id, workflow_id)
         return same
-    log.info("%s created by %s", expense_id, actor.name)
+    log.info("%s created by %s", expense_id, act.actor.name)
     return expense
 
 
@@ -125,14 +112,7 @@ class ExpenseDetails:
     incurred_on: date | None = None
 
 
-def submit_expense(
-    expense_id: str,
-    *,
-    details: ExpenseDetails,
-    actor: actors.Actor,
-    route: Route,
-    now: datetime,
-) -> Expense:
+def submit_expense(expense_id: str, *, details: ExpenseDetails, act: approvals.Act) -> Expense:
     """Create an expense in a person's name, and queue the start of its workflow.
 
     Raises ExpenseExists, approvals.TooManySubmissions.
@@ -144,18 +124,44 @@ def submit_expense(
                 expense_id=expense_id,
                 workflow_id=workflow_id,
                 owns_workflow=True,
-                submitter=actor.user,
-                created_at=now,
-                **vars(details),
+                approval=approvals.open_approval(
+                    KIND,
+                    expense_id,
+                    at=act.at,
+                    submitter=act.actor.user,
+                    amount=details.amount,
+                    currency=details.currency,
+                    title=details.merchant,
+                    category=details.category,
+                    search=details.description,
+                ),
+                merchant=details.merchant,
+                description=details.description,
+                incurred_on=details.incurred_on,
+                created_at=act.at,
             )
-            approvals.record_submission(SUBJECT, expense_id, actor=actor, route=route, now=now)
+            approvals.record_submission(KIND.name, expense_id, act)
             outbox.enqueue(
-                handlers.START_WORKFLOW, start_key(expense_id), start_payload(expense_id)
+                handlers.START_WORKFLOW, KIND.key("start", expense_id), start_payload(expense_id)
             )
-    except IntegrityError:
+    except IntegrityError as error:
+        if not approvals.is_duplicate(error):
+            raise
         _refuse_taken(expense_id, workflow_id)
-    log.info("%s submitted by %s", expense_id, actor.name)
+    log.info("%s submitted by %s", expense_id, act.actor.name)
     return expense
+
+
+def is_submitted(expense_id: str, details: ExpenseDetails, actor: Actor) -> bool:
+    """Return whether the actor has submitted an expense with this id and these details."""
+    return Expense.objects.filter(
+        expense_id=expense_id,
+        approval__submitter=actor.user,
+        **{
+            f"approval__{name}" if name in ("amount", "currency", "category") else name: value
+            for name, value in vars(details).items()
+        },
+    ).exists()
 
 
 def start_payload(expense_id: str) -> dict[str, Any]:
@@ -168,14 +174,7 @@ def start_payload(expense_id: str) -> dict[str, Any]:
     }
 
 
-def register_callback(
-    expense: Expense,
-    address: addresses.Address,
-    *,
-    actor: actors.Actor,
-    route: Route,
-    now: datetime,
-) -> None:
+def register_callback(expense: Expense, address: addresses.Address, act: approvals.Act) -> None:
     """Store where the decision on `expense` is to be delivered (E7, X7).
 
     An expense that belongs to no workflow is bound to the first that is named. The first
@@ -206,90 +205,42 @@ def register_callback(
                 defaults={
                     **address.with_ids_of(inside).sealed(),
                     "token_hash": hashlib.sha256(address.token).hexdigest(),
-                    "registered_at": now,
+                    "registered_at": act.at,
                 },
             )
             if first or binds:
-                _record(AuditEntry.Event.REGISTERED, expense, actor=actor, route=route, now=now)
-    except IntegrityError:
+                approvals.record(AuditEntry.Event.REGISTERED, KIND.name, expense.expense_id, act)
+    except IntegrityError as error:
+        if not approvals.is_duplicate(error):
+            raise
         refusal = CallbackRefused("Its token or its activity belongs to another expense.")
     except CallbackRefused as error:
         refusal = error
     else:
-        log.info("%s: callback registered by %s", expense.expense_id, actor.name)
+        log.info("%s: callback registered by %s", expense.expense_id, act.actor.name)
         return
-    approvals.record_refusal(
-        SUBJECT,
-        expense.expense_id,
-        f"callback: {refusal}",
-        actor=actor,
-        route=route,
-        now=now,
-    )
+    approvals.record_refusal(KIND.name, expense.expense_id, f"callback: {refusal}", act)
     raise refusal
 
 
-def decide_expense(
-    expense: Expense,
-    *,
-    verdict: Verdict,
-    actor: actors.Actor,
-    route: Route,
-    now: datetime,
-    reason: str = "",
-) -> Message | None:
-    """Decide `expense`, once (requirements X1).
-
-    Returns the message that notifies the waiting workflow. Without a known workflow there is none:
-    a workflow that registers later gets the decision as the answer.
-    Raises approvals.Refused where the rule forbids it, and approvals.AlreadyDecided where somebody
-    was first. In both cases nothing changes but the audit trail.
-    """
-    approvals.check_may_decide(
-        actor,
-        verdict=verdict,
-        permission=DECIDE,
-        subject=SUBJECT,
-        subject_id=expense.expense_id,
-        submitter_id=expense.submitter_id,
-        opened_by_id=expense.opened_by_id,
-        reason=reason,
-        route=route,
-        now=now,
-        decided=expense.state != State.CREATED,
-    )
-    with transaction.atomic(durable=True):
-        decision_id = uuid.uuid4()
-        if not Expense.objects.filter(pk=expense.pk, state=State.CREATED).update(
-            state=_STATE_OF[verdict], decision_id=decision_id
-        ):
-            decision = Decision.objects.get(expense=expense)
-            raise approvals.AlreadyDecided(expense.expense_id, decision)
-        approvals.record_decision(
-            decision_id,
-            verdict=verdict,
-            subject=SUBJECT,
-            subject_id=expense.expense_id,
-            actor=actor,
-            route=route,
-            reason=reason,
-            now=now,
-        )
-        message = _notify(expense, _VALUE_OF[verdict])
-    log.info("%s %s by %s", expense.expense_id, verdict.label, actor.name)
-    return message
+def _decided(approval: Approval, act: approvals.Act) -> Message | None:
+    """Write the state, and notify the workflow that waits. Without a known workflow there is no
+    message: a workflow that registers later gets the decision as the answer."""
+    verdict, expense = Verdict(str(approval.verdict)), approval.expense
+    Expense.objects.filter(pk=expense.pk).update(state=_STATE_OF[verdict])
+    return _notify(expense, _VALUE_OF[verdict])
 
 
 def _notify(expense: Expense, value: str) -> Message | None:
     # The decision has locked the expense, so no registration can come in between.
     callback = CallbackAddress.objects.filter(expense=expense).first()
-    key = decision_key(expense.expense_id)
+    key = KIND.key("decision", expense.expense_id)
     if callback is not None:
         payload = {"address": callback.sealed(), "value": value}
         return outbox.enqueue(handlers.COMPLETE_ACTIVITY, key, payload)
     if not expense.owns_workflow:
         return None
-    started = not outbox.waiting([start_key(expense.expense_id)])
+    started = not outbox.waiting([KIND.key("start", expense.expense_id)])
     return outbox.enqueue(handlers.COMPLETE_WAIT, key, _wait(expense, value, started=started))
 
 
@@ -311,9 +262,8 @@ def notify_again(expense: Expense) -> bool:
     It goes to the waiting activity of the expense's own workflow, else to the registered address.
     Returns False where it is queued already.
     """
-    decision = expense.decision
-    assert decision is not None  # noqa: S101 (the CHECK on the state)
-    value, key = _VALUE_OF[Verdict(decision.verdict)], decision_key(expense.expense_id)
+    value = _VALUE_OF[Verdict(str(expense.approval.verdict))]
+    key = KIND.key("decision", expense.expense_id)
     if expense.owns_workflow:
         return outbox.enqueue_again(handlers.COMPLETE_WAIT, key, _wait(expense, value))
     payload = {"address": expense.callback.sealed(), "value": value}
@@ -329,39 +279,40 @@ def start_again(expense: Expense) -> bool:
     Returns False where the start is queued already.
     """
     with transaction.atomic():
-        outbox.supersede(decision_key(expense.expense_id))
+        outbox.supersede(KIND.key("decision", expense.expense_id))
         return outbox.enqueue_again(
             handlers.START_WORKFLOW,
-            start_key(expense.expense_id),
+            KIND.key("start", expense.expense_id),
             start_payload(expense.expense_id),
         )
 
 
-def record_payment(
-    expense: Expense, *, actor: actors.Actor, route: Route, now: datetime
-) -> LedgerEntry:
+def record_payment(expense: Expense, act: approvals.Act) -> LedgerEntry:
     """Pay an approved expense: APPROVED → COMPLETED, and a ledger row (requirements X2).
 
     A repeat returns the existing row. Raises NotPayable.
     """
     with transaction.atomic(durable=True):
-        payment_id = uuid.uuid4()
-        if not Expense.objects.filter(pk=expense.pk, state=State.APPROVED).update(
-            state=State.COMPLETED, payment_id=payment_id
-        ):
-            paid: LedgerEntry | None = LedgerEntry.objects.filter(expense=expense).first()
-            if paid is None:
-                raise NotPayable(f"{expense.expense_id} is not approved, so it is not paid.")
-            return paid
-        entry: LedgerEntry = LedgerEntry.objects.create(
-            id=payment_id,
+        # Locked against another payment. The database takes a ledger row of an approved expense
+        # only, and the state COMPLETED only with a ledger row.
+        locked = Expense.objects.select_for_update().filter(pk=expense.pk)
+        state = locked.values_list("state", flat=True).get()
+        if state not in (State.APPROVED, State.COMPLETED):
+            raise NotPayable(f"{expense.expense_id} is not approved, so it is not paid.")
+        entry: LedgerEntry
+        entry, is_new = LedgerEntry.objects.get_or_create(
             expense=expense,
-            amount=expense.amount,
-            currency=expense.currency,
-            paid_at=now,
+            defaults={
+                "amount": expense.approval.amount,
+                "currency": expense.approval.currency,
+                "paid_at": act.at,
+            },
         )
-        _record(AuditEntry.Event.PAID, expense, actor=actor, route=route, now=now)
-    log.info("%s paid by %s", expense.expense_id, actor.name)
+        locked.filter(state=State.APPROVED).update(state=State.COMPLETED)
+        if not is_new:
+            return entry
+        approvals.record(AuditEntry.Event.PAID, KIND.name, expense.expense_id, act)
+    log.info("%s paid by %s", expense.expense_id, act.actor.name)
     return entry
 
 
@@ -380,34 +331,13 @@ def _refuse_taken(expense_id: str, workflow_id: str | None) -> NoReturn:
     )
 
 
-# The prefixes of the keys of an expense's messages, and the words for each message.
-MESSAGES: Final = {"expense-start:": "start of", "expense-decision:": "decision on"}
-_START, _DECISION = MESSAGES
-
-
-def decision_key(expense_id: str) -> str:
-    """Return the key of the outbox message that carries the decision to the workflow."""
-    return _DECISION + expense_id
-
-
-def start_key(expense_id: str) -> str:
-    """Return the key of the outbox message that starts the workflow."""
-    return _START + expense_id
-
-
-def _record(
-    event: AuditEntry.Event,
-    expense: Expense,
-    *,
-    actor: actors.Actor,
-    route: Route,
-    now: datetime,
-) -> None:
-    approvals.record_event(
-        event,
-        subject=SUBJECT,
-        subject_id=expense.expense_id,
-        actor=actor,
-        route=route,
-        now=now,
-    )
+KIND: Final = Kind(
+    name="expense",
+    model=Expense,
+    own_id="expense_id",
+    permission=DECIDE,
+    seen_with=("expenses.view_expense", CARRY),
+    verdicts=frozenset(_VALUE_OF),
+    decided=_decided,
+    messages={"start": "start of", "decision": "decision on"},
+)

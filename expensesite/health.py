@@ -19,6 +19,7 @@ from django.views.decorators.http import require_safe
 from prometheus_client.exposition import choose_encoder
 
 from access import open_access
+from expensesite import guards
 from rest import monitoring
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,8 @@ class _Database:
         """Asked until it is True: newer code runs in another process."""
         if not self._migrated:
             executor = MigrationExecutor(connection)
-            self._migrated = not executor.migration_plan(executor.loader.graph.leaf_nodes())
+            plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
+            self._migrated = not plan and guards.are_made(connection)
         return self._migrated
 
 

@@ -28,8 +28,14 @@ DATA_DIR = Path(env.str("EXPENSES_DATA_DIR", str(BASE_DIR / "var"))).resolve()
 # Another name of TEMPORAL_ADDRESS (requirements O11), which overrides settings.env as well.
 if host := os.environ.get("TEMPORAL_HOST"):
     os.environ.setdefault("TEMPORAL_ADDRESS", host)
-# Loads into os.environ, where Temporal's own configuration reads TEMPORAL_*.
-dotenv.load_dotenv(DATA_DIR / "settings.env", interpolate=False)
+_recorded = dotenv.dotenv_values(DATA_DIR / "settings.env", interpolate=False)
+if os.environ.get("DATABASE_URL") not in (None, _recorded.get("DATABASE_URL")):
+    # Another database than the installation's: nobody acts there without --as.
+    for _name in ("LOCAL_EMPLOYEE", "LOCAL_APPROVER"):
+        _recorded.pop(_name, None)
+# Into os.environ, where Temporal's own configuration reads TEMPORAL_*.
+for _name, _value in _recorded.items():
+    os.environ.setdefault(_name, _value or "")
 
 SECRET_KEY = env.str("SECRET_KEY", "")
 # The keys for callback addresses at rest: the first encrypts, and all decrypt (for rotation).
@@ -98,6 +104,10 @@ if not 1 <= ORDERS_APPROVAL_SECONDS <= LONGEST_APPROVAL_SECONDS:
 # Whether `startorder` may inject failures (requirements O6). `up` in the open mode records this for
 # commands in other terminals. Requests are judged by their origin instead.
 FAULT_INJECTION = env.bool("FAULT_INJECTION", EXPENSES_PROTOCOL_ACCESS == "open")
+# The users as whom commands submit and decide in an installation made by `up`, which records them
+# for commands in other terminals. Elsewhere the commands need `--as`.
+LOCAL_EMPLOYEE = env.str("LOCAL_EMPLOYEE", "")
+LOCAL_APPROVER = env.str("LOCAL_APPROVER", "")
 # Whether a signal to its workflow may decide an order, and up to which total. Any client of
 # Temporal can send a signal, so outside the open mode somebody must choose this (requirements O3).
 ORDERS_SIGNAL_DECISIONS = (

@@ -18,6 +18,7 @@ urlpatterns = [
     path("readyz", health.ready),
     path("metrics", health.metrics),
     path(".well-known/security.txt", security_txt.security_txt),
+    path("", include("approvals.urls")),
     path("", include("orders.urls")),
     path("", include("jobs.urls")),
     path("", include("expenses.urls")),

@@ -9,5 +9,5 @@ class Job(models.Model):  # noqa: DJ008 (there are no rows)
         default_permissions = ()
         permissions = [
             ("run_job", "Can run jobs"),
-            ("view_run", "Can see how any workflow stands"),
+            ("view_run", "Can see the state of any workflow"),
         ]

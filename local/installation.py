@@ -24,7 +24,7 @@ SECRETS: Final = ("SECRET_KEY", "EXPENSES_FERNET_KEYS")
 # The settings of one start, which commands in other terminals read from settings.env.
 # Each begins with one of these.
 RECORDED: Final = (
-    *("DATABASE_URL", "EXPENSES_SITE_URL", "FAULT_INJECTION"),
+    *("DATABASE_URL", "EXPENSES_SITE_URL", "FAULT_INJECTION", "LOCAL_EMPLOYEE", "LOCAL_APPROVER"),
     *("ORDERS_APPROVAL_", "ORDERS_SIGNAL_", "TEMPORAL_"),
 )
 

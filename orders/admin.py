@@ -6,33 +6,31 @@ from typing import Any, ClassVar, Final
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db.models import Count, OuterRef, QuerySet, Value
-from django.db.models.functions import Concat
+from django.db.models import Count, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.formats import localize
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html_join
 from django.utils.safestring import mark_safe
 from django.utils.timesince import timeuntil
 from unfold.decorators import display
 from unfold.widgets import UnfoldAdminIntegerFieldWidget, UnfoldAdminTextInputWidget
 
 from access.actors import Actor
-from access.bounded_admin import BoundedAdmin, ReadOnlyAdmin
+from access.bounded_admin import BoundedAdmin, ReadOnlyAdmin, link
 from access.text import TEXT_LENGTH
 from approvals import money
 from approvals import services as approvals
-from approvals.admin import DecidableAdmin, TrailRow, with_delivery
+from approvals.admin import DecidableAdmin, TrailRow
 from approvals.models import Route
+from approvals.services import Act
 from orders import services
 from orders.models import Charge, Order, OrderStep, State, StockItem, WarehouseRecord
-from outbox.models import Message
 
 # Rows of each table on the snapshot page.
 SHOWN: Final = 100
-_LINK: Final = '<a class="text-primary-600 underline dark:text-primary-500" href="{}">{}</a>'
 _LABELS = {
     State.PENDING: "warning",
     State.RUNNING: "info",
@@ -45,10 +43,7 @@ _LABELS = {
 
 @admin.register(Order)
 class OrderAdmin(DecidableAdmin):
-    subject = services.SUBJECT
-    id_field = "order_id"
-    pending = State.PENDING
-    decide_permission = services.DECIDE
+    kind = services.KIND
     unsent = "The relay notifies or starts the workflow."
     list_display: ClassVar = [
         "order_id",
@@ -60,8 +55,7 @@ class OrderAdmin(DecidableAdmin):
         "time_left",
         "delivery",
     ]
-    list_filter: ClassVar = ["state", "needs_approval"]
-    list_select_related: ClassVar = ["submitter"]
+    list_filter: ClassVar = ["state", ("approval", admin.EmptyFieldListFilter)]
     list_before_template = "admin/orders/order/links.html"
     # Ids are compared by code point, where `icontains` misses letters beyond ASCII; `contains`
     # finds them.
@@ -84,14 +78,12 @@ class OrderAdmin(DecidableAdmin):
     ]
     readonly_fields: ClassVar = [name for _, part in fieldsets for name in part["fields"]]
 
-    def decide(self, row: Order, **asked: Any) -> Message | None:
-        return services.decide_order(row, **asked)
-
     def has_module_permission(self, request: HttpRequest) -> bool:
         return self.has_view_permission(request)
 
     def has_view_permission(self, request: HttpRequest, obj: Order | None = None) -> bool:
-        return request.user.has_perm("orders.view_order") or request.user.has_perm(services.SUBMIT)
+        permissions = ("orders.view_order", services.DECIDE, services.SUBMIT)
+        return any(map(request.user.has_perm, permissions))
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm(services.OPERATE)
@@ -101,9 +93,8 @@ class OrderAdmin(DecidableAdmin):
         return self.has_operate_permission(request) or request.user.has_perm(services.SUBMIT)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Order]:
-        return with_delivery(
-            services.visible_to(Actor.of(request.user)),  # type: ignore[arg-type]
-            [Concat(Value(prefix), OuterRef("order_id")) for prefix in services.MESSAGES],
+        return self.with_delivery(
+            services.visible_to(Actor.of(request.user))  # type: ignore[arg-type]
         )
 
     @display(description="state", ordering="state", label=_LABELS)
@@ -119,6 +110,12 @@ class OrderAdmin(DecidableAdmin):
                 for line in order.lines.all()
             ],
         )
+
+    # Orders without an approval have a submitter and a total, too.
+
+    @display(description="submitter")
+    def submitted_by(self, order: Order) -> str | None:
+        return order.submitter.get_username() if order.submitter else None
 
     @display(description="total", ordering="total")
     def money(self, order: Order) -> str:
@@ -172,7 +169,7 @@ class OrderAdmin(DecidableAdmin):
         return [path("snapshot/", snapshot, name="orders_order_snapshot"), *super().get_urls()]
 
     def snapshot_view(self, request: HttpRequest) -> HttpResponse:
-        """Show orders, stock, payments and warehouse of one moment."""
+        """Show orders, stock, payments and warehouse, read one after another."""
         if not request.user.has_perms(services.SNAPSHOT_PERMISSIONS):
             raise PermissionDenied
         found = services.snapshot()
@@ -255,20 +252,21 @@ class StockItemAdmin(BoundedAdmin):
         return money.text(item.unit_price, item.currency)
 
     def save_model(self, request: HttpRequest, obj: StockItem, form: Any, change: bool) -> None:
-        act: dict[str, Any] = {
-            "actor": Actor.of(request.user),  # type: ignore[arg-type]
-            "route": Route.ADMIN,
-            "now": timezone.now(),
-            "pieces": form.cleaned_data["pieces"],
-        }
+        act = Act(
+            Actor.of(request.user),  # type: ignore[arg-type]
+            Route.ADMIN,
+            timezone.now(),
+            form.cleaned_data.get("reason", ""),
+        )
+        pieces = form.cleaned_data["pieces"]
         if not change:
-            services.add_product(obj, **act)
+            services.add_product(obj, act, pieces=pieces)
             return
         wanted = {name: getattr(obj, name) for name in ("name", "unit_price", "currency")}
         # The service compares the stored row with the row that the form has read.
         for name in wanted:
             setattr(obj, name, form.initial[name])
-        services.change_product(obj, **wanted, reason=form.cleaned_data["reason"], **act)
+        services.change_product(obj, act, **wanted, pieces=pieces)
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         try:
@@ -317,7 +315,7 @@ def _orders(orders: list[Order]) -> dict[str, Any]:
         "headers": ["order", "state", "total", "submitted", "why it ended"],
         "rows": [
             [
-                format_html(_LINK, reverse("admin:orders_order_change", args=[order.pk]), order),
+                link(reverse("admin:orders_order_change", args=[order.pk]), order),
                 order.get_state_display(),
                 order.money(),
                 localize(order.created_at),

@@ -9,6 +9,7 @@ With `Prefer: wait=N` a request is answered once the order has ended, or after N
 submission or a decision whose order has not ended by then gets 202.
 """
 
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -23,12 +24,12 @@ from access.views import ActorView
 from approvals import services as approvals
 from approvals.api import (
     AuditEntrySerializer,
-    DecisionSerializer,
-    find_to_decide,
+    decide,
+    decision,
     reason_in,
     refusals_as_problems,
 )
-from approvals.models import VERDICT_OF_VERB, Route
+from approvals.models import Route
 from orders import fulfilment, integrations, services
 from orders.models import FINAL, Order, OrderLine, OrderStep, State
 from rest import prefer
@@ -103,15 +104,6 @@ class LineSerializer(serializers.ModelSerializer[OrderLine]):
         fields = ("product_id", "name", "quantity", "unit_price")
 
 
-class EventSerializer(serializers.Serializer[Any]):
-    """A line of an order's timeline."""
-
-    step = serializers.CharField(source="name")
-    status = serializers.CharField()
-    message = serializers.CharField()
-    timestamp = serializers.DateTimeField(source="at")
-
-
 class RootFilterSerializer(serializers.Serializer[Any]):
     """The filters of the list at the root. A time without a zone is in UTC."""
 
@@ -125,7 +117,7 @@ class StepSerializer(serializers.Serializer[Any]):
     attempt = serializers.IntegerField(min_value=1)
     reason = serializers.CharField(required=False, allow_blank=True)
     failed_step = serializers.ChoiceField(
-        required=False, allow_blank=True, choices=fulfilment.STEPS
+        required=False, allow_blank=True, choices=list(contracts.STEPS)
     )
     cancelled = serializers.BooleanField(required=False)
 
@@ -147,6 +139,10 @@ class _OrdersView(ActorView):
     def own_id(self) -> str:
         """The field by which a path names an order, beside its UUID."""
         return "workflow_id" if self.at_root else "order_id"
+
+    def act(self, request: Request) -> approvals.Act:
+        """Return what the request asks for, with the `reason` of its body."""
+        return approvals.Act(self.actor, self.route, timezone.now(), reason_in(request))
 
     def find(self, ref: str) -> Order:
         return find(services.visible_to(self.actor), ref, self.own_id)
@@ -201,9 +197,7 @@ class OrdersView(_OrdersView):
             try:
                 order = services.submit_order(
                     body.submission(),
-                    actor=self.actor,
-                    route=self.route,
-                    now=timezone.now(),
+                    approvals.Act(self.actor, self.route, timezone.now()),
                     may_inject_failure=open_access.is_local_installation(request._request),
                     key=request.headers.get("Idempotency-Key", ""),
                 )
@@ -235,20 +229,8 @@ class DecideView(_OrdersView):
     order has ended. Asking again for the verdict that was taken succeeds."""
 
     def post(self, request: Request, ref: str, verb: str) -> Response:
-        verdict = VERDICT_OF_VERB[verb]
-        # A refused decision is audited, so it finds every order.
-        order = find_to_decide(
-            Order.objects.all(), ref, self.own_id, actor=self.actor, permission=services.DECIDE
-        )
-        with refusals_as_problems(verdict):
-            services.decide_order(
-                order,
-                verdict=verdict,
-                actor=self.actor,
-                route=self.route,
-                reason=reason_in(request),
-                now=timezone.now(),
-            )
+        seen = services.visible_to(self.actor)
+        order = decide(self, services.KIND, ref, self.own_id, verb, self.route, seen)
         order, came = _waited(request, order)
         return Response(self.acted(order), HTTPStatus.OK if came else HTTPStatus.ACCEPTED)
 
@@ -256,19 +238,13 @@ class DecideView(_OrdersView):
 class _OperateView(_OrdersView):
     """`POST` with an optional `{"reason"}`: 200 if the order has ended, otherwise 202."""
 
-    def act(self, order: Order, **act: Any) -> None:
+    def operate(self, order: Order, act: approvals.Act) -> None:
         raise NotImplementedError
 
     def post(self, request: Request, ref: str) -> Response:
         order = self.find(ref)
         with refusals_as_problems():
-            self.act(
-                order,
-                actor=self.actor,
-                route=self.route,
-                reason=reason_in(request),
-                now=timezone.now(),
-            )
+            self.operate(order, self.act(request))
         order, _ = _waited(request, order)
         ended = order.state in FINAL
         return Response(self.acted(order), HTTPStatus.OK if ended else HTTPStatus.ACCEPTED)
@@ -277,22 +253,22 @@ class _OperateView(_OrdersView):
 class CancelView(_OperateView):
     """`POST …/cancel`: cancel the order and undo its steps."""
 
-    def act(self, order: Order, **act: Any) -> None:
-        services.cancel_order(order, **act)
+    def operate(self, order: Order, act: approvals.Act) -> None:
+        services.cancel_order(order, act)
 
 
 class RetryView(_OperateView):
     """`POST …/retry`: carry out a failed order again."""
 
-    def act(self, order: Order, **act: Any) -> None:
-        services.retry_order(order, **act)
+    def operate(self, order: Order, act: approvals.Act) -> None:
+        services.retry_order(order, act)
 
 
 class AuditView(_OrdersView):
     """The audit trail of an order, oldest first, for everybody who sees the order (X5)."""
 
     def get(self, request: Request, ref: str) -> Response:
-        trail = approvals.trail(services.SUBJECT, self.find(ref).order_id)
+        trail = approvals.trail(services.KIND.name, self.find(ref).order_id)
         if self.at_root:
             return Response(AuditEntrySerializer(trail, many=True).data)
         pages = CursorPages()
@@ -313,23 +289,17 @@ class StepView(_OrdersView):
             raise Conflict(f"{order.order_id} belongs to another workflow.")
         body = StepSerializer(data=request.data)
         body.is_valid(raise_exception=True)
-        details = dict(body.validated_data)
+        asked = contracts.CompensationRequest(str(order.pk), **body.validated_data)
+        act = approvals.Act(self.actor, Route.WORKFLOW, timezone.now())
         try:
-            answer = fulfilment.carry_out(
-                order,
-                step,
-                attempt=details.pop("attempt"),
-                details=details,
-                actor=self.actor,
-                now=timezone.now(),
-            )
+            answer = asdict(fulfilment.carry_out(order, step, asked, act))
         except fulfilment.UnknownStep as error:
             raise exceptions.NotFound(str(error)) from error
         except (fulfilment.NotNow, integrations.Declined) as error:
             raise Conflict(str(error)) from error
         except fulfilment.OutcomeUnknown as error:
             raise IntegrationFailed(str(error)) from error
-        return Response(answer)
+        return Response({name: said for name, said in answer.items() if said is not None})
 
 
 class InventoryView(ActorView):
@@ -368,7 +338,7 @@ class WarehouseView(ActorView):
 
 
 class SnapshotView(_OrdersView):
-    """`GET` orders, inventory, payments and warehouse as they were at one moment."""
+    """`GET` orders, inventory, payments and warehouse, read one after another."""
 
     def get(self, request: Request) -> Response:
         _check_may_view(self, *services.SNAPSHOT_PERMISSIONS)
@@ -385,7 +355,7 @@ def _summary(order: Order) -> dict[str, Any]:
         "state": order.state,
         "total": str(order.total),
         "currency": order.currency,
-        "needs_approval": order.needs_approval,
+        "needs_approval": order.approval_id is not None,
         "attempt": order.attempt,
         "failure_reason": order.failure_reason or None,
         "created_at": order.created_at,
@@ -400,49 +370,39 @@ def _order(order: Order) -> dict[str, Any]:
         "submitter": order.submitter and order.submitter.get_username(),
         "expires_at": order.expires_at,
         "lines": LineSerializer(order.lines, many=True).data,
-        "decision": order.decision and DecisionSerializer(order.decision).data,
+        "decision": decision(order.approval),
     }
 
 
 def _status(order: Order) -> dict[str, Any]:
-    """Return the same as `get_status` of the workflow, and the results of the steps."""
+    """Return the same as `get_status` of the workflow, the decision, and the results of the
+    steps."""
     steps = list(order.steps.filter(attempt=order.attempt))
-    completed = [step for step in steps if step.status == OrderStep.Status.COMPLETED]
-    failed = {step.name for step in steps if step.status == OrderStep.Status.FAILED}
-    decision = order.decision
+    events = [contracts.Event(one.name, one.status, one.message, one.at) for one in steps]
+    status = asdict(
+        contracts.order_status(
+            order.order_id, order.state, order.step_names, events, order.failure_reason or None
+        )
+    )
+    taken = decision(order.approval)
     approval = "not_required"
-    if order.needs_approval:
-        undecided = "pending" if order.state == State.PENDING else "undecided"
-        approval = decision.verdict.lower() if decision else undecided
+    if order.approval is not None:
+        ended = "undecided" if order.approval.verdict else "pending"
+        approval = taken["verdict"].lower() if taken else ended
     return {
         "workflow_id": order.workflow_id,
         "order_id": order.order_id,
-        "state": order.state,
+        "state": status.pop("status"),
         "attempt": order.attempt,
         "approval_status": approval,
-        "approval_reason": decision.reason if decision else "",
-        "steps_completed": [step.name for step in completed if step.name not in failed],
-        "current_step": _current_step(order, steps),
-        "compensation_triggered": order.state == State.COMPENSATING
-        or any(step.status == OrderStep.Status.COMPENSATED for step in steps),
-        "failure_reason": order.failure_reason or None,
-        "events": EventSerializer(steps, many=True).data,
-        "results": {step.name: step.result for step in completed if step.result},
+        "approval_reason": taken["reason"] if taken else "",
+        **status,
+        "results": {
+            step.name: step.result
+            for step in steps
+            if step.result and step.status == OrderStep.Status.COMPLETED
+        },
     }
-
-
-def _current_step(order: Order, steps: list[OrderStep]) -> str | None:
-    """Return the step that is under way, or None for an order that has ended. While the order is
-    compensated this is always `begin_compensation`."""
-    if order.state == State.PENDING:
-        return contracts.AWAIT_APPROVAL
-    if order.state == State.COMPENSATING:
-        return contracts.BEGIN_COMPENSATION
-    if order.state != State.RUNNING:
-        return None
-    done = {step.name for step in steps}
-    left = [name for name, _ in contracts.SAGA if name not in done]
-    return left[0] if left else contracts.COMPLETE_ORDER
 
 
 def _check_may_view(view: ActorView, *permissions: str) -> None:
@@ -452,7 +412,7 @@ def _check_may_view(view: ActorView, *permissions: str) -> None:
 
 
 def _reread(order: Order) -> Order:
-    return Order.objects.select_related("submitter", "decision").get(pk=order.pk)
+    return services.with_approval().get(pk=order.pk)
 
 
 def _waited(request: Request, order: Order) -> tuple[Order, bool]:

@@ -6,10 +6,9 @@ class OrdersConfig(AppConfig):
     verbose_name = "Orders"
 
     def ready(self) -> None:
-        from orders import checks, models, reconciliation, services  # noqa: F401
-        from outbox import subjects
+        from approvals import kinds
+        from orders import checks, reconciliation, services  # noqa: F401
         from outbox.reconciliation import COMPARISONS
 
+        kinds.register(services.KIND)
         COMPARISONS["orders"] = reconciliation.COMPARISON
-        for prefix, words in services.MESSAGES.items():
-            subjects.register(prefix, words=words, model=models.Order, own_id="order_id")

@@ -1,6 +1,5 @@
 """The base class of the commands for orders, with what both print."""
 
-import getpass
 import io
 import logging
 import math
@@ -16,11 +15,13 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError
 from django.utils import timezone
 
-from access import actors, commands
+from access import commands
+from access.actors import Actor
+from approvals.models import Route
+from approvals.services import Act
 from orders import services
 from orders.models import FINAL, Order, OrderStep, State
 from outbox import services as outbox
-from outbox import subjects
 from outbox.models import NEEDS_ATTENTION, Message
 from temporal.base_command import TemporalCommand
 
@@ -37,15 +38,18 @@ _MARKS: Final = {
 
 class OrderCommand(TemporalCommand):
     """Prints its progress line by line. An error that the person can fix is one sentence, with exit
-    code 1."""
+    code 1. On an installation made by `up` it acts as the user of `local_role`, which the setting
+    LOCAL_… names."""
+
+    local_role: str
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
             "--as",
             dest="username",
             metavar="USERNAME",
-            help="act as this user, with their rights; without it you act as the console, which "
-            "may do everything",
+            help="act as this user, with their rights; required except on an installation made by "
+            f"`make up`, where you act as its {self.local_role} without it",
         )
 
     def run_from_argv(self, argv: list[str]) -> None:
@@ -68,6 +72,16 @@ class OrderCommand(TemporalCommand):
             ) from error
         except KeyboardInterrupt:
             raise CommandError("Stopped. The order goes on.", returncode=130) from None
+
+    def act(self, username: str | None, reason: str = "") -> Act:
+        """Return what the user of this name asks for now; without a name, the user of the local
+        installation. Raises CommandError."""
+        if username is None:
+            username = getattr(settings, f"LOCAL_{self.local_role.upper()}")
+        if not username:
+            raise CommandError("Say as whom you act, with --as USERNAME.")
+        actor = Actor.of(commands.active_user(username))
+        return Act(actor, Route.COMMAND, timezone.now(), reason)
 
     def say(self, text: str = "") -> None:
         self.stdout.write(text)
@@ -92,7 +106,7 @@ class OrderCommand(TemporalCommand):
                 name = step.name.replace("_", " ").capitalize()
                 self.say(f"{_MARKS[OrderStep.Status(step.status)]} {name}: {step.message}")
                 last = step.pk
-            waiting = outbox.waiting(services.message_keys(order.order_id))
+            waiting = outbox.waiting(services.KIND.keys(order.order_id))
             if order.state in FINAL and not waiting:
                 return True
             if was_refused(order):
@@ -111,14 +125,14 @@ class OrderCommand(TemporalCommand):
 
 def was_refused(order: Order) -> bool:
     """Return whether Temporal refused to start the workflow of the order."""
-    start = Message.objects.filter(NEEDS_ATTENTION, key=services.start_key(order.order_id))
+    start = Message.objects.filter(NEEDS_ATTENTION, key=services.KIND.key("start", order.order_id))
     return start.exists()
 
 
 def why_it_waits(order: Order) -> str:
     """Return why nothing happens to an order that has not ended, and what to do; "" while it waits
     for its decision."""
-    messages = Message.objects.filter(key__in=services.message_keys(order.order_id))
+    messages = Message.objects.filter(key__in=services.KIND.keys(order.order_id))
     waiting = messages.filter(settled_at=None).order_by("created_at").first()
     if waiting is not None:
         cause = waiting.last_error or "Is a relay running (`./manage.py relay`)?"
@@ -137,18 +151,6 @@ def why_it_waits(order: Order) -> str:
     )
 
 
-def actor_named(username: str | None) -> actors.Actor:
-    """Return the user of this name as the actor; without a name, the person at this console, who
-    has access to the whole database anyway. Raises CommandError."""
-    if username is None:
-        try:
-            person = getpass.getuser()
-        except (KeyError, OSError):  # a container's user may have no name
-            person = "somebody"
-        return actors.Actor(None, f"{person} (console)")
-    return actors.Actor.of(commands.active_user(username))
-
-
 def places(order: Order) -> str:
     """Return where a person can follow the order: two lines."""
     site = settings.EXPENSES_SITE_URL
@@ -160,7 +162,7 @@ def places(order: Order) -> str:
 
 def page(order: Order) -> str:
     """Return the address of the order's page in the admin."""
-    return settings.EXPENSES_SITE_URL + subjects.describe(services.start_key(order.order_id)).url
+    return settings.EXPENSES_SITE_URL + services.KIND.page(order.order_id)
 
 
 def message_of(order: Order) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
@@ -16,14 +17,16 @@ from django.db import DatabaseError, transaction
 from django.db.models import F
 from django.db.models.functions import Greatest
 
-from access import actors
+from access.actors import Actor
 from approvals import services as approvals
-from approvals.models import AuditEntry, Route, Verdict
+from approvals.models import Approval, AuditEntry, Route, Verdict
+from approvals.services import Act
 from orders import integrations, services
 from orders.models import UNDONE, Order, OrderStep, State
 from outbox import services as outbox
 from temporal import client, inspection, loop
 from worker import contracts
+from worker.contracts import StepKind
 
 log = logging.getLogger(__name__)
 
@@ -55,94 +58,90 @@ class OutcomeUnknown(Exception):
 
 
 def carry_out(
-    order: Order,
-    step: str,
-    *,
-    attempt: int,
-    details: dict[str, Any],
-    actor: actors.Actor,
-    now: datetime,
-) -> dict[str, Any]:
+    order: Order, step: str, request: contracts.CompensationRequest, act: Act
+) -> contracts.StepResult | contracts.OrderState:
     """Carry out a step for the workflow of an attempt, once, and return the answer to the workflow.
     Not within a transaction.
 
     Raises UnknownStep, NotNow, and integrations.Declined where another system refuses. After
     OutcomeUnknown or an error of the database the workflow asks again.
     """
-    if step in _FORWARD:
-        return _do(order, step, attempt=attempt, now=now)
-    if step in _UNDO:
-        return _undo(order, step, attempt=attempt, now=now)
-    if step not in _DECISIONS:
+    if step not in contracts.STEPS:
         raise UnknownStep(f"There is no step {step}.")
-    if attempt == order.attempt:
-        _DECISIONS[step](order, details, actor, now)
-    answer = current_state(order, now)
-    if attempt != order.attempt:
+    if contracts.STEPS[step].kind is StepKind.UNDO:
+        return _undo(order, step, request, act)
+    if step in _INTEGRATION_CALLS:
+        return _do(order, step, request, act)
+    if request.attempt == order.attempt:
+        _TRANSITIONS[step](order, request, act)
+        order.refresh_from_db(from_queryset=services.with_approval())
+    if request.attempt != order.attempt:
         # The run was started twice, or repeats a request late. It fails, like its attempt.
-        reason = f"{order.order_id} is in attempt {order.attempt}, not {attempt}."
-        return {"state": State.FAILED, "verdict": "", "approval_reason": "", "reason": reason}
-    if step == contracts.BEGIN_COMPENSATION:
-        answer["begun"] = [begun for begun, _ in contracts.SAGA[: order.steps_begun]]
-    return answer
+        reason = f"{order.order_id} is in attempt {order.attempt}, not {request.attempt}."
+        return contracts.OrderState(State.FAILED.value, "", "", reason)
+    begun = order.step_names[: order.steps_begun] if step == contracts.BEGIN_COMPENSATION else None
+    return replace(current_state(order, act.at), begun=begun)
 
 
-def current_state(order: Order, now: datetime) -> dict[str, Any]:
-    """Return `{"state", "verdict", "approval_reason", "reason"}` for the workflow; `reason` is why
-    the order failed or was cancelled.
-
-    A pending order also has `"seconds_left"`: after how many whole seconds, at least 1, the
-    workflow asks again.
-    """
-    order.refresh_from_db()
-    decision = order.decision
-    answer: dict[str, Any] = {
-        "state": order.state,
-        "verdict": decision.verdict if decision else "",
-        "approval_reason": decision.reason if decision else "",
-        "reason": order.failure_reason,
-    }
+def current_state(order: Order, now: datetime) -> contracts.OrderState:
+    """Return the state of the order for its workflow."""
+    approval, verdict, why, left = order.approval, "", "", None
+    if approval is not None and approval.decision is not None:
+        verdict, why = str(approval.verdict), approval.decision.reason
     if order.state == State.PENDING:
-        left = (order.expires_at or _end_of_window(order, now)) - now
-        answer["seconds_left"] = max(1, math.ceil(left.total_seconds()))
-    return answer
+        end = order.expires_at or _end_of_window(order, now)
+        left = max(1, math.ceil((end - now).total_seconds()))
+    return contracts.OrderState(order.state, verdict, why, order.failure_reason, left)
 
 
 # Steps and their undoing.
 
 
-def _do(order: Order, step: str, *, attempt: int, now: datetime) -> dict[str, Any]:
+def _do(order: Order, step: str, request: contracts.StepRequest, act: Act) -> contracts.StepResult:
+    attempt, place = request.attempt, 0
     done = order.steps.filter(attempt=attempt, name=step, status=OrderStep.Status.COMPLETED).first()
-    allowed = (
-        (State.RUNNING, State.COMPLETED) if done else _ALLOWED_STATES.get(step, (State.RUNNING,))
-    )
+    begins_in = State.RUNNING
+    if contracts.STEPS[step].kind is StepKind.FOLLOW_UP:
+        # Nothing can be undone any more.
+        begins_in = State.COMPLETED
+    elif step in order.step_names:
+        place = order.step_names.index(step) + 1
+    else:
+        raise NotNow(f"{order.order_id} began without the step {step}.")
+    allowed = (State.RUNNING, State.COMPLETED) if done else (begins_in,)
     # Compare-and-set: a compensation either finds that this step was begun, or prevents it.
     if not Order.objects.filter(pk=order.pk, attempt=attempt, state__in=allowed).update(
-        steps_begun=Greatest("steps_begun", _POSITION.get(step, 0))
+        steps_begun=Greatest("steps_begun", place)
     ):
         order.refresh_from_db()
         raise NotNow(f"{order.order_id} is {order.get_state_display()} in attempt {order.attempt}.")
     if done:
-        return {**done.result, "message": done.message}
-    result = _called(lambda: _FORWARD[step](order, order.idempotency_key(attempt)))
+        answer_type: Any = contracts.STEPS[step].answer
+        recorded: contracts.StepResult = answer_type(message=done.message, **done.result)
+        return recorded
+    answer = _called(lambda: _INTEGRATION_CALLS[step](order, order.idempotency_key(attempt)))
+    result = asdict(answer)
     message = result.pop("message")
-    _note(order, attempt, step, OrderStep.Status.COMPLETED, message, now=now, result=result)
-    return {**result, "message": message}
+    _note(order, attempt, step, OrderStep.Status.COMPLETED, message, act.at, result)
+    return answer
 
 
-def _undo(order: Order, step: str, *, attempt: int, now: datetime) -> dict[str, Any]:
+def _undo(
+    order: Order, step: str, request: contracts.StepRequest, act: Act
+) -> contracts.StepResult:
     order.refresh_from_db()
+    attempt = request.attempt
     # An undo is permanent, so never undo an attempt that can still run.
     if attempt > order.attempt or (
         attempt == order.attempt and order.state in (State.PENDING, State.RUNNING, State.COMPLETED)
     ):
         raise NotNow(f"{order.order_id} is {order.get_state_display()}; nothing of it is undone.")
-    if attempt == order.attempt and _UNDONE_POSITION[step] > order.steps_begun:
-        return {"message": "The step was never begun; nothing is undone"}
-    undo, message = _UNDO[step]
-    _called(lambda: undo(order.idempotency_key(attempt)))
-    _note(order, attempt, step, OrderStep.Status.COMPENSATED, message, now=now)
-    return {"message": message}
+    begun = [contracts.STEPS[name].undo for name in order.step_names[: order.steps_begun]]
+    if attempt == order.attempt and step not in begun:
+        return contracts.StepResult("The step was never begun; nothing is undone")
+    answer = _called(lambda: _INTEGRATION_CALLS[step](order, order.idempotency_key(attempt)))
+    _note(order, attempt, step, OrderStep.Status.COMPENSATED, answer.message, act.at)
+    return answer
 
 
 def _called(call: Callable[[], T]) -> T:
@@ -163,8 +162,7 @@ def _note(
     step: str,
     status: OrderStep.Status,
     message: str,
-    *,
-    now: datetime,
+    at: datetime,
     result: dict[str, Any] | None = None,
 ) -> None:
     """Add a line to the order's timeline, unless it is there already."""
@@ -172,7 +170,7 @@ def _note(
         attempt=attempt,
         name=step,
         status=status,
-        defaults={"message": message, "result": result or {}, "at": now},
+        defaults={"message": message, "result": result or {}, "at": at},
     )
     if is_new:
         log.info("%s: %s %s: %s", order.order_id, step, status, message)
@@ -182,125 +180,110 @@ def _items(order: Order) -> list[integrations.Item]:
     return [integrations.Item(line.product_id, line.quantity) for line in order.lines.all()]
 
 
-def _check_inventory(order: Order, key: str) -> dict[str, Any]:
+def _check_inventory(order: Order, key: str) -> contracts.StepResult:
     integrations.inventory().check(_items(order))
-    return {"message": "All items are available"}
+    return contracts.StepResult("All items are available")
 
 
-def _reserve_inventory(order: Order, key: str) -> dict[str, Any]:
+def _reserve_inventory(order: Order, key: str) -> contracts.ReservationResult:
     items = _items(order)
     reservation_id = integrations.inventory().reserve(key, items)
-    return {
-        "reservation_id": reservation_id,
-        "message": f"Reserved {len(items)} item(s) successfully",
-    }
+    return contracts.ReservationResult(
+        f"Reserved {len(items)} item(s) successfully", reservation_id
+    )
 
 
-def _process_payment(order: Order, key: str) -> dict[str, Any]:
+def _process_payment(order: Order, key: str) -> contracts.PaymentResult:
     charge_id = integrations.payments().charge(
         key, amount=order.total, currency=order.currency, method=order.payment_method
     )
-    return {
-        "charge_id": charge_id,
-        "message": f"Payment of {order.sample_money()} processed successfully",
-    }
+    return contracts.PaymentResult(
+        f"Payment of {order.sample_money()} processed successfully", charge_id
+    )
 
 
-def _update_warehouse(order: Order, key: str) -> dict[str, Any]:
+def _update_warehouse(order: Order, key: str) -> contracts.DeliveryResult:
     delivery = integrations.warehouse().update(
         key, order_id=order.order_id, items=_items(order), address=order.shipping_address
     )
-    return {
-        "tracking_number": delivery.tracking_number,
-        "estimated_delivery": delivery.estimated_delivery.isoformat(),
-        "message": "Delivery scheduled",
-    }
+    arrives = delivery.estimated_delivery.isoformat()
+    return contracts.DeliveryResult("Delivery scheduled", delivery.tracking_number, arrives)
 
 
-def _send_confirmation(order: Order, key: str) -> dict[str, Any]:
+def _send_confirmation(order: Order, key: str) -> contracts.StepResult:
     if not order.customer_email:
-        return {"message": "No e-mail address, no confirmation"}
+        return contracts.StepResult("No e-mail address, no confirmation")
     integrations.mailer().send(
         key,
         recipient=order.customer_email,
         subject=f"Your order {order.order_id}",
         body=f"Thank you. Your order {order.order_id} over {order.money()} is on its way.",
     )
-    return {"message": "Confirmation sent"}
+    return contracts.StepResult("Confirmation sent")
 
 
-_FORWARD: Final[dict[str, Callable[[Order, str], dict[str, Any]]]] = {
+def _release_inventory(order: Order, key: str) -> contracts.StepResult:
+    integrations.inventory().release(key)
+    return contracts.StepResult("Reservation released")
+
+
+def _refund_payment(order: Order, key: str) -> contracts.StepResult:
+    integrations.payments().refund(key)
+    return contracts.StepResult("Payment refunded")
+
+
+def _revert_warehouse(order: Order, key: str) -> contracts.StepResult:
+    integrations.warehouse().revert(key)
+    return contracts.StepResult("Delivery called off")
+
+
+# Each takes the idempotency key of the attempt.
+_INTEGRATION_CALLS: Final[dict[str, Callable[[Order, str], contracts.StepResult]]] = {
     contracts.CHECK_INVENTORY: _check_inventory,
     contracts.RESERVE_INVENTORY: _reserve_inventory,
     contracts.PROCESS_PAYMENT: _process_payment,
     contracts.UPDATE_WAREHOUSE: _update_warehouse,
     contracts.SEND_CONFIRMATION: _send_confirmation,
-}
-_POSITION: Final = {step: place for place, (step, _) in enumerate(contracts.SAGA, start=1)}
-_UNDONE_POSITION: Final = {undo: place for place, (_, undo) in enumerate(contracts.SAGA, start=1)}
-# The confirmation is sent after the order is complete, when nothing can be undone any more.
-_ALLOWED_STATES: Final = {contracts.SEND_CONFIRMATION: (State.COMPLETED,)}
-# Each undo takes the idempotency key; its message is for the timeline.
-_UNDO: Final[dict[str, tuple[Callable[[str], None], str]]] = {
-    contracts.RELEASE_INVENTORY: (
-        lambda key: integrations.inventory().release(key),
-        "Reservation released",
-    ),
-    contracts.REFUND_PAYMENT: (
-        lambda key: integrations.payments().refund(key),
-        "Payment refunded",
-    ),
-    contracts.REVERT_WAREHOUSE: (
-        lambda key: integrations.warehouse().revert(key),
-        "Delivery called off",
-    ),
+    contracts.RELEASE_INVENTORY: _release_inventory,
+    contracts.REFUND_PAYMENT: _refund_payment,
+    contracts.REVERT_WAREHOUSE: _revert_warehouse,
 }
 
 
 # The steps that change the order's state; `current_state` makes the answer to each. The row may
-# have moved to the next attempt since `order` was read.
+# have moved to the next attempt since `order` was read. Its approval is then VOID, or decided.
 
 
-def _await_approval(
-    order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime
-) -> None:
+def _await_approval(order: Order, request: contracts.CompensationRequest, act: Act) -> None:
     """Begin the approval window when the workflow waits for the first time."""
-    Order.objects.filter(
-        pk=order.pk, state=State.PENDING, attempt=order.attempt, expires_at=None
-    ).update(expires_at=_end_of_window(order, now))
+    if order.approval_id is not None:
+        undecided = Approval.objects.filter(pk=order.approval_id, verdict=None, expires_at=None)
+        undecided.update(expires_at=_end_of_window(order, act.at))
 
 
 def _end_of_window(order: Order, now: datetime) -> datetime:
     return now + timedelta(seconds=order.approval_seconds)
 
 
-def _settle_approval(
-    order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime
-) -> None:
+def _settle_approval(order: Order, request: contracts.CompensationRequest, act: Act) -> None:
     """Decide by the first signal, or let the order expire at the end of its window (O3, O4).
 
-    Nothing that the caller says decides. `now` is taken before the signals are read, so a signal
+    Nothing that the caller says decides. `act` is timed before the signals are read, so a signal
     that came in time is among them when the order expires. While Temporal does not answer, the
     workflow asks again, but for no longer than PATIENCE after the end of the window.
     """
-    if order.state != State.PENDING:
+    approval = order.approval
+    if order.state != State.PENDING or approval is None:
         return
-    end = order.expires_at
+    end = approval.expires_at
     signals = _signals(order)
     with contextlib.suppress(approvals.WrongState):
-        if signals.found and _is_decided_by(signals, order, now):
+        if signals.found and _is_decided_by(signals, order, approval, act.at):
             return
-        if not signals.complete and (end is None or now < end + PATIENCE):
+        if not signals.complete and (end is None or act.at < end + PATIENCE):
             raise OutcomeUnknown("Temporal does not report the signals; ask again.")
-        if end is not None and now >= end:
-            services.decide_order(
-                order,
-                verdict=Verdict.EXPIRED,
-                actor=actor,
-                route=Route.WORKFLOW,
-                reason=services.TIMED_OUT,
-                now=now,
-            )
+        if end is not None and act.at >= end:
+            approvals.decide(approval, Verdict.EXPIRED, replace(act, reason=services.TIMED_OUT))
 
 
 def _signals(order: Order) -> inspection.Signals:
@@ -320,7 +303,9 @@ def _signals(order: Order) -> inspection.Signals:
         return inspection.Signals(complete=False)
 
 
-def _is_decided_by(signals: inspection.Signals, order: Order, now: datetime) -> bool:
+def _is_decided_by(
+    signals: inspection.Signals, order: Order, approval: Approval, now: datetime
+) -> bool:
     """Decide by the first signal and return True; or, where signals may not decide this order,
     audit each signal once and return False.
 
@@ -329,18 +314,13 @@ def _is_decided_by(signals: inspection.Signals, order: Order, now: datetime) -> 
     first = signals.found[0]
     verdict = _VERDICT_OF[first.name]
     unstated = UNSTATED_REASON if verdict == Verdict.REJECTED else ""
+    act = Act(_sender(first), Route.SIGNAL, now, first.reason.strip() or unstated)
     try:
-        services.decide_order(
-            order,
-            verdict=verdict,
-            actor=_sender(first),
-            route=Route.SIGNAL,
-            reason=first.reason.strip() or unstated,
-            now=now,
-        )
+        services.check_signals_decide(order)
     except services.SignalRefused as refusal:
         _audit_refused(signals, order, str(refusal), now)
         return False
+    approvals.decide(approval, verdict, act)
     return True
 
 
@@ -357,89 +337,79 @@ def _audit_refused(signals: inspection.Signals, order: Order, refusal: str, now:
         ).update(signals_run=signals.run_id, signals_event=signals.found[-1].event_id):
             for signal in signals.found:
                 approvals.record_refusal(
-                    services.SUBJECT,
+                    services.KIND.name,
                     order.order_id,
                     f"{_VERDICT_OF[signal.name].label}: {refusal}",
-                    actor=_sender(signal),
-                    route=Route.SIGNAL,
-                    now=now,
+                    Act(_sender(signal), Route.SIGNAL, now),
                 )
 
 
-def _sender(signal: inspection.Signal) -> actors.Actor:
+def _sender(signal: inspection.Signal) -> Actor:
     """Return the sender by the name that it claims: clients of Temporal choose their own name."""
     name = signal.sender[:_CLAIM_LENGTH]
     claimed = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return actors.Actor(None, f"signal ({claimed})" if claimed else "signal")
+    return Actor(None, f"signal ({claimed})" if claimed else "signal")
 
 
-def _complete_order(
-    order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime
-) -> None:
+def _complete_order(order: Order, request: contracts.CompensationRequest, act: Act) -> None:
     """RUNNING → COMPLETED: from here on nothing is undone."""
     rows = Order.objects.filter(pk=order.pk, attempt=order.attempt)
     with transaction.atomic(durable=True):
-        if rows.filter(state=State.RUNNING, steps_begun=len(contracts.SAGA)).update(
-            state=State.COMPLETED, ended_at=now
+        if rows.filter(state=State.RUNNING, steps_begun=len(order.step_names)).update(
+            state=State.COMPLETED, ended_at=act.at
         ):
-            _record(AuditEntry.Event.COMPLETED, order, actor=actor, now=now)
+            services.record(AuditEntry.Event.COMPLETED, order, act)
     if rows.filter(state=State.COMPLETED).exists():
         key = order.idempotency_key(order.attempt)
         _called(lambda: integrations.inventory().fulfil(key))
 
 
-def _begin_compensation(
-    order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime
-) -> None:
+def _begin_compensation(order: Order, request: contracts.CompensationRequest, act: Act) -> None:
     """RUNNING → COMPENSATING, for the first reason that is given. A pending order, for which
     nothing was done, ends at once."""
-    cancelled = bool(details.get("cancelled"))
-    ends_as = State.CANCELLED if cancelled else State.FAILED
+    ends_as = State.CANCELLED if request.cancelled else State.FAILED
     # `cancel_order` names the person who cancels; a caller of this step cannot name one.
-    reason = CANCELLED_IN_TEMPORAL if cancelled else contracts.storable(details.get("reason"))
-    step = str(details.get("failed_step", ""))
+    reason = CANCELLED_IN_TEMPORAL if request.cancelled else contracts.storable(request.reason)
     rows = Order.objects.filter(pk=order.pk, attempt=order.attempt)
     # The site knows of no failure of a pending order, so the reason says who reports one.
-    early = reason if cancelled else f"its workflow failed: {reason}"
+    early = reason if request.cancelled else f"its workflow failed: {reason}"
     with transaction.atomic(durable=True):
-        if rows.filter(state=State.PENDING).update(
-            state=ends_as, ends_as=ends_as, failure_reason=early, ended_at=now
-        ):
-            _record(_EVENT_OF_END[ends_as], order, actor=actor, now=now, reason=early)
+        approvals.lock(order.approval_id)
+        pending = rows.filter(state=State.PENDING)
+        if pending.exists():
+            # The database takes the end of an order only after its approval is closed.
+            entry = services.record(_EVENT_OF_END[ends_as], order, replace(act, reason=early))
+            approvals.void(order.approval_id, entry)
+            pending.update(state=ends_as, ends_as=ends_as, failure_reason=early, ended_at=act.at)
         elif not rows.filter(state=State.RUNNING).update(
             state=State.COMPENSATING, ends_as=ends_as, failure_reason=reason
         ):
             return
-        if step and ends_as == State.FAILED:
-            _note(order, order.attempt, step, OrderStep.Status.FAILED, reason, now=now)
+        if request.failed_step and ends_as == State.FAILED:
+            step, status = request.failed_step, OrderStep.Status.FAILED
+            _note(order, order.attempt, step, status, reason, act.at)
 
 
-def _close_order(order: Order, details: dict[str, Any], actor: actors.Actor, now: datetime) -> None:
+def _close_order(order: Order, request: contracts.CompensationRequest, act: Act) -> None:
     """COMPENSATING → CANCELLED | FAILED: everything is undone. No workflow is left that needs the
     messages in the outbox."""
     rows = Order.objects.filter(pk=order.pk, attempt=order.attempt)
     with transaction.atomic(durable=True):
-        if rows.filter(state=State.COMPENSATING).update(state=F("ends_as"), ended_at=now):
+        if rows.filter(state=State.COMPENSATING).update(state=F("ends_as"), ended_at=act.at):
             order.refresh_from_db()
             event = _EVENT_OF_END[State(order.state)]
-            _record(event, order, actor=actor, now=now, reason=order.failure_reason)
+            services.record(event, order, replace(act, reason=order.failure_reason))
         if rows.filter(state__in=UNDONE).exists():
             outbox.mark_obsolete(
-                [services.decision_key(order.order_id), services.cancel_key(order.order_id)],
+                [services.KIND.key(name, order.order_id) for name in ("decision", "cancel")],
                 why="Its workflow has ended.",
             )
 
 
-def _record(event: AuditEntry.Event, order: Order, **act: Any) -> None:
-    services.record(event, order, route=Route.WORKFLOW, **act)
-
-
-_DECISIONS: Final[dict[str, Callable[[Order, dict[str, Any], actors.Actor, datetime], None]]] = {
+_TRANSITIONS: Final[dict[str, Callable[[Order, contracts.CompensationRequest, Act], None]]] = {
     contracts.AWAIT_APPROVAL: _await_approval,
     contracts.SETTLE_APPROVAL: _settle_approval,
     contracts.COMPLETE_ORDER: _complete_order,
     contracts.BEGIN_COMPENSATION: _begin_compensation,
     contracts.CLOSE_ORDER: _close_order,
 }
-# The names of all steps.
-STEPS: Final = (*_DECISIONS, *_FORWARD, *_UNDO)

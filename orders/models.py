@@ -1,16 +1,17 @@
 """Orders, the stock, and the records of the built-in integrations."""
 
 import uuid
-from typing import ClassVar
+from datetime import datetime
+from typing import Any, ClassVar
 
 from django.conf import settings
-from django.core.validators import MinValueValidator, RegexValidator
+from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models import Q
 
 from access.text import ID_LENGTH, TEXT_LENGTH, OpaqueIdField, validate_opaque_id
 from approvals import money
-from approvals.models import AppendOnlyModel, Decision
+from approvals.models import AppendOnlyModel, Approval, CurrencyField
 from worker import contracts
 
 
@@ -33,16 +34,14 @@ FINAL = (State.COMPLETED, State.CANCELLED, State.FAILED)
 UNDONE = (State.CANCELLED, State.FAILED)
 
 
-class CurrencyField(models.CharField):  # type: ignore[type-arg]
-    """An ISO 4217 code."""
+class Length(models.Func):
+    """The number of elements of a JSON list."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        kwargs.setdefault("max_length", 3)
-        kwargs.setdefault(
-            "validators",
-            [RegexValidator(r"\A[A-Z]{3}\Z", "Three capital letters of ISO 4217, as USD.")],
-        )
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+    function = "JSONB_ARRAY_LENGTH"
+    output_field = models.IntegerField()
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        return self.as_sql(compiler, connection, function="JSON_ARRAY_LENGTH")
 
 
 class Order(models.Model):
@@ -56,8 +55,11 @@ class Order(models.Model):
     state = models.CharField(max_length=12, choices=State, db_index=True)
     # Starts at 1; each retry adds one. A run that is started again keeps its attempt.
     attempt = models.PositiveIntegerField(default=1)
-    # The number of steps of contracts.SAGA that this attempt has begun, and that a compensation
-    # undoes. Each step is counted before it can take effect.
+    # The names of the steps of this attempt, in their sequence. A step that a later version of the
+    # product adds is not among them.
+    step_names = models.JSONField(default=contracts.saga_step_names)
+    # How many of them have begun; a compensation undoes these. Each step is counted before it can
+    # take effect.
     steps_begun = models.PositiveSmallIntegerField(default=0)
     submitter = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT
@@ -69,16 +71,13 @@ class Order(models.Model):
     payment_method = models.CharField(max_length=ID_LENGTH)
     total = models.DecimalField(max_digits=14, decimal_places=2)
     currency = CurrencyField()
-    needs_approval = models.BooleanField()
-    # How long an order waits for a decision. `expires_at` is set when its workflow begins to wait.
+    # Null where the order needs no decision. A retry replaces an approval that nobody decided.
+    approval = models.OneToOneField(Approval, null=True, blank=True, on_delete=models.PROTECT)
+    # How long an order waits for a decision, once its workflow begins to wait.
     approval_seconds = models.PositiveIntegerField()
-    expires_at = models.DateTimeField(null=True, blank=True)
     # Signals up to this event of this run were refused; each has one audit entry.
     signals_run = models.CharField(max_length=100, blank=True)
     signals_event = models.PositiveBigIntegerField(default=0)
-    decision = models.OneToOneField(
-        Decision, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
-    )
     # The step after which a failure is injected (requirements O6).
     fail_at = models.CharField(max_length=20, blank=True)
     # How the order ends after its compensation, and why.
@@ -103,17 +102,12 @@ class Order(models.Model):
             models.CheckConstraint(
                 name="order_attempt_and_total_positive", condition=Q(attempt__gte=1, total__gt=0)
             ),
-            # An order that needs a decision does not run without one. Only these states exist.
+            # Only these states exist. Triggers refuse an order that runs over an approval that is
+            # not APPROVED (expensesite.guards).
             models.CheckConstraint(
-                name="order_state_tied_to_decision",
-                condition=Q(state=State.PENDING, needs_approval=True, decision__isnull=True)
-                | Q(state__in=UNDONE)
-                | Q(state__in=[State.RUNNING, State.COMPENSATING, State.COMPLETED])
-                & (Q(needs_approval=False) | Q(decision__isnull=False)),
-            ),
-            models.CheckConstraint(
-                name="order_decision_only_where_needed",
-                condition=Q(needs_approval=True) | Q(decision__isnull=True),
+                name="order_state_known",
+                condition=Q(state=State.PENDING, approval__isnull=False)
+                | Q(state__in=[state for state in State if state != State.PENDING]),
             ),
             models.CheckConstraint(
                 name="order_ends_as_tied_to_state",
@@ -124,7 +118,7 @@ class Order(models.Model):
             ),
             models.CheckConstraint(
                 name="order_completed_after_all_steps",
-                condition=~Q(state=State.COMPLETED) | Q(steps_begun=len(contracts.SAGA)),
+                condition=~Q(state=State.COMPLETED) | Q(steps_begun=Length("step_names")),
             ),
             models.CheckConstraint(
                 name="order_ended_at_tied_to_state",
@@ -135,6 +129,10 @@ class Order(models.Model):
 
     def __str__(self) -> str:
         return str(self.order_id)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        return self.approval.expires_at if self.approval else None
 
     def money(self) -> str:
         """Return the total as people read it: `1,899.97 USD`."""

@@ -8,7 +8,7 @@ perhaps money. The relay logs such an order as an error once an hour.
 from datetime import datetime
 from typing import Final
 
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 
 from orders import services
 from orders.models import FINAL, Order, State
@@ -54,13 +54,13 @@ def _records(orders: QuerySet[Order]) -> list[Record]:
     return [
         Record(
             pk=order.pk,
-            subject=f"{services.SUBJECT} {order.order_id}",
+            subject=f"{services.KIND.name} {order.order_id}",
             workflow_id=order.workflow_id,
             state=order.state,
-            since=order.ended_at or (order.decision.at if order.decision else order.created_at),
-            keys=tuple(services.message_keys(order.order_id)),
+            since=order.ended_at or order.decided_at or order.created_at,
+            keys=tuple(services.KIND.keys(order.order_id)),
         )
-        for order in orders.select_related("decision")
+        for order in orders.annotate(decided_at=F("approval__entry__at"))
     ]
 
 

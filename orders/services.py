@@ -1,29 +1,31 @@
-"""What people do with orders: submit, decide, cancel and retry them, and keep the stock.
+"""What people do with orders: submit, cancel and retry them, and keep the stock; and what follows
+from a decision.
 
 Each change is one transaction: compare-and-set on the state, the audit entry, and the message to
-the workflow.
+the workflow. It locks the order's approval first.
 """
 
 import contextlib
 import dataclasses
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db import IntegrityError, connection, transaction
-from django.db.models import Case, F, QuerySet, Value, When
+from django.db import IntegrityError, transaction
+from django.db.models import F, QuerySet
 
-from access import actors
+from access.actors import Actor
 from approvals import services as approvals
-from approvals.models import AuditEntry, Route, Verdict
+from approvals.kinds import Kind
+from approvals.models import Approval, AuditEntry, Route, Verdict
+from approvals.services import Act
 from orders import integrations
-from orders.models import Order, OrderLine, State, StockItem
+from orders.models import Order, OrderLine, OrderStep, State, StockItem
 from outbox import handlers
 from outbox import services as outbox
 from outbox.models import Message
@@ -33,7 +35,6 @@ from worker import contracts
 
 log = logging.getLogger(__name__)
 
-SUBJECT: Final = "order"
 DECIDE: Final = "orders.decide_order"
 SUBMIT: Final = "orders.submit_order"
 OPERATE: Final = "orders.operate_order"
@@ -47,6 +48,8 @@ SNAPSHOT_PERMISSIONS: Final = ("orders.view_order", VIEW_STOCK, VIEW_CHARGES, VI
 LARGEST_TOTAL: Final = Decimal("999999999999.99")
 # The number of orders in a list at the root or in a snapshot.
 LISTED: Final = 1000
+# How often a snapshot is read while orders change meanwhile.
+SNAPSHOT_READS: Final = 3
 _CANCELLABLE: Final = (State.PENDING, State.RUNNING)
 TIMED_OUT: Final = "approval timed out"
 PRICE_NEEDS_REASON: Final = "A price change needs a reason; say why."
@@ -99,16 +102,18 @@ class Submission:
     fail_at: str = ""
 
 
-def visible_to(actor: actors.Actor) -> QuerySet[Order]:
+def visible_to(actor: Actor) -> QuerySet[Order]:
     """Return the orders that the actor sees, on every route: all with the permission to view or to
     carry out orders, otherwise the actor's own (requirements X10)."""
-    orders = Order.objects.select_related("submitter", "decision")
-    if actor.may("orders.view_order") or actor.may(CARRY):
-        return orders
-    return orders.filter(submitter=actor.user)
+    orders = with_approval()
+    return orders if KIND.is_seen_by(actor) else orders.filter(submitter=actor.user)
 
 
-def check_may_submit(actor: actors.Actor) -> None:
+def with_approval() -> QuerySet[Order]:
+    return Order.objects.select_related("submitter", "approval__entry")
+
+
+def check_may_submit(actor: Actor) -> None:
     """Raise approvals.NotPermitted unless the actor may submit orders.
 
     Call this before parsing the body, so that a person without the permission gets 403, not 400.
@@ -121,10 +126,8 @@ def check_may_submit(actor: actors.Actor) -> None:
 
 def submit_order(
     submission: Submission,
+    act: Act,
     *,
-    actor: actors.Actor,
-    route: Route,
-    now: datetime,
     may_inject_failure: bool = False,
     key: str = "",
 ) -> Order:
@@ -137,19 +140,19 @@ def submit_order(
     """
     if submission.fail_at and not may_inject_failure:
         raise NotSubmitted("fail_at", "Failures are injected in the local mode only; leave it out.")
-    order_id = submission.order_id or _new_order_id(actor.user, key)
+    order_id = submission.order_id or _new_order_id(act.actor.user, key)
     workflow_id = submission.workflow_id or (
         contracts.command_workflow_id(order_id)
-        if route == Route.COMMAND
+        if act.route == Route.COMMAND
         else contracts.order_workflow_id(order_id)
     )
     order = Order(
         order_id=order_id,
         workflow_id=workflow_id,
-        submitter=actor.user,
+        submitter=act.actor.user,
         approval_seconds=settings.ORDERS_APPROVAL_SECONDS,
         fail_at=submission.fail_at,
-        created_at=now,
+        created_at=act.at,
         **vars(submission.customer),
     )
     if key and (earlier := _identical(order, submission)):
@@ -159,7 +162,7 @@ def submit_order(
         # conflict.
         if submission.workflow_id:
             _check_is_free(workflow_id)
-        _insert(order, submission, actor=actor, route=route)
+        _insert(order, submission, act)
     except IdInUse as error:
         # The first of two identical requests may have been stored meanwhile.
         if key and (earlier := _identical(order, submission)):
@@ -167,7 +170,7 @@ def submit_order(
         if key and not submission.order_id and error.field == "order_id":
             raise IdInUse("Idempotency-Key", idempotency.KEY_REUSED) from None
         raise
-    log.info("%s submitted by %s", order_id, actor.name)
+    log.info("%s submitted by %s", order_id, act.actor.name)
     return order
 
 
@@ -216,32 +219,51 @@ def _workflow_id_in_use(workflow_id: str) -> IdInUse:
     )
 
 
-def _insert(order: Order, submission: Submission, *, actor: actors.Actor, route: Route) -> None:
-    """Price and store the order with its lines, its audit entry and the start of its workflow."""
+def _insert(order: Order, submission: Submission, act: Act) -> None:
+    """Price and store the order with its approval where it needs one, its lines, its audit entry
+    and the start of its workflow."""
     lines, order.currency = _lines(submission.items)
     order.total = sum((line.unit_price * line.quantity for line in lines), Decimal(0))
     if not 0 < order.total <= LARGEST_TOTAL:
         raise NotSubmitted(
             "lines", f"The total is {order.total}; it must be positive, up to {LARGEST_TOTAL}."
         )
-    order.needs_approval = order.total > settings.ORDERS_APPROVAL_THRESHOLD
-    order.state = State.PENDING if order.needs_approval else State.RUNNING
+    needs_approval = order.total > settings.ORDERS_APPROVAL_THRESHOLD
+    order.state = State.PENDING if needs_approval else State.RUNNING
     try:
         with transaction.atomic():
+            if needs_approval:
+                order.approval = _open_approval(order, lines, act)
             order.save(force_insert=True)
             for line in lines:
                 line.order = order
             OrderLine.objects.bulk_create(lines)
-            approvals.record_submission(
-                SUBJECT, order.order_id, actor=actor, route=route, now=order.created_at
+            approvals.record_submission(KIND.name, order.order_id, act)
+            outbox.enqueue(
+                handlers.START_WORKFLOW, KIND.key("start", order.order_id), _start(order)
             )
-            outbox.enqueue(handlers.START_WORKFLOW, start_key(order.order_id), _start(order))
-    except IntegrityError:
+    except IntegrityError as error:
+        if not approvals.is_duplicate(error):
+            raise
         if Order.objects.filter(order_id=order.order_id).exists():
             raise IdInUse(
                 "order_id", f"There is an order {order.order_id} already. Choose another ID."
             ) from None
         raise _workflow_id_in_use(order.workflow_id) from None
+
+
+def _open_approval(order: Order, lines: Iterable[OrderLine], act: Act) -> Approval:
+    products = (word for line in lines for word in (line.product_id, line.name))
+    return approvals.open_approval(
+        KIND,
+        order.order_id,
+        at=act.at,
+        submitter=order.submitter,
+        amount=order.total,
+        currency=order.currency,
+        title=order.customer_name or order.customer_id,
+        search=" ".join([order.workflow_id, order.customer_id, *products]),
+    )
 
 
 def _lines(items: Sequence[integrations.Item]) -> tuple[list[OrderLine], str]:
@@ -288,7 +310,8 @@ def _start(order: Order) -> dict[str, Any]:
         order=str(order.pk),
         order_id=order.order_id,
         attempt=order.attempt,
-        needs_approval=order.needs_approval,
+        needs_approval=order.approval_id is not None,
+        steps=order.step_names,
         fail_at=order.fail_at,
     )
     return {
@@ -305,60 +328,36 @@ def memo(order: Order) -> dict[str, Any]:
     return {"order": str(order.pk), "attempt": order.attempt}
 
 
-def decide_order(
-    order: Order,
-    *,
-    verdict: Verdict,
-    actor: actors.Actor,
-    route: Route,
-    now: datetime,
-    reason: str = "",
-) -> Message | None:
-    """Take the one decision on `order` (requirements O3, O4).
+def _decided(approval: Approval, act: Act) -> Message | None:
+    """An approved order runs; a rejected or expired one is cancelled (requirements O3, O4).
 
-    An approved order runs; a rejected or expired one is cancelled. Returns the message to the
-    workflow, or None where the workflow itself asks and gets the decision as its answer.
-    Raises approvals.Refused where the actor may not decide (audited, except for a missing reason),
-    SignalRefused where signals may not (its caller audits each signal once),
-    approvals.AlreadyDecided where somebody was first, and approvals.WrongState where the order
-    needs no decision or was cancelled. Nothing changes then.
+    Returns the message to the workflow; None where the workflow itself asks, and gets the decision
+    as its answer.
     """
-    if route == Route.SIGNAL:
-        _check_signals_decide(order)
-    decision: dict[str, Any] = {
-        "verdict": verdict,
-        "subject": SUBJECT,
-        "subject_id": order.order_id,
-        "actor": actor,
-        "route": route,
-        "reason": reason,
-        "now": now,
-    }
-    approvals.check_may_decide(**decision, permission=DECIDE, submitter_id=order.submitter_id)
-    if verdict == Verdict.APPROVED:
-        change: dict[str, Any] = {"state": State.RUNNING}
-    else:
-        change = _cancelled(reason, now)
-    message = None
-    with transaction.atomic(durable=True):
-        decision_id = uuid.uuid4()
-        # Only the attempt that the actor has read: a decision never applies to the next one.
-        if not Order.objects.filter(pk=order.pk, state=State.PENDING, attempt=order.attempt).update(
-            decision_id=decision_id, **change
-        ):
-            _raise_not_pending(order)
-        approvals.record_decision(decision_id, **decision)
-        if route not in (Route.SIGNAL, Route.WORKFLOW):
-            message = outbox.enqueue(
-                handlers.SIGNAL_WORKFLOW,
-                decision_key(order.order_id),
-                _signal(order, verdict, reason),
-            )
-    log.info("%s %s by %s", order.order_id, verdict.label, actor.name)
-    return message
+    order = Order.objects.get(approval=approval)
+    change = {"state": State.RUNNING}
+    if approval.verdict != Verdict.APPROVED:
+        change = _cancelled(act.reason, act)
+    Order.objects.filter(pk=order.pk).update(**change)
+    if act.route in (Route.SIGNAL, Route.WORKFLOW):
+        return None
+    signal = _signal(order, Verdict(str(approval.verdict)), act.reason)
+    return outbox.enqueue(handlers.SIGNAL_WORKFLOW, KIND.key("decision", order.order_id), signal)
 
 
-def _check_signals_decide(order: Order) -> None:
+KIND: Final = Kind(
+    name="order",
+    model=Order,
+    own_id="order_id",
+    permission=DECIDE,
+    seen_with=("orders.view_order", CARRY),
+    verdicts=frozenset({Verdict.APPROVED, Verdict.REJECTED, Verdict.EXPIRED}),
+    decided=_decided,
+    messages={"start": "start of", "decision": "decision on", "cancel": "cancellation of"},
+)
+
+
+def check_signals_decide(order: Order) -> None:
     """Raise SignalRefused where the settings leave this order to people.
 
     A signal names no user, so the rule of approvals cannot judge it. Its permission is the access
@@ -376,49 +375,39 @@ def _check_signals_decide(order: Order) -> None:
         )
 
 
-def _raise_not_pending(order: Order) -> None:
-    order.refresh_from_db()
-    if order.decision is not None:
-        raise approvals.AlreadyDecided(order.order_id, order.decision)
-    if order.state == State.PENDING:
-        raise approvals.WrongState(f"{order.order_id} was retried meanwhile; decide once more.")
-    raise approvals.WrongState(
-        f"{order.order_id} waits for no decision: it is {order.get_state_display()}."
-    )
-
-
-def may_cancel(order: Order, actor: actors.Actor) -> bool:
+def may_cancel(order: Order, actor: Actor) -> bool:
     """Return whether :func:`cancel_order` would let the actor cancel the order, so that pages offer
     it."""
     return order.state in _CANCELLABLE and _submitted_or_operates(order, actor)
 
 
-def _submitted_or_operates(order: Order, actor: actors.Actor) -> bool:
+def _submitted_or_operates(order: Order, actor: Actor) -> bool:
     own = actor.user is not None and actor.user.pk == order.submitter_id
     return own or actor.may(OPERATE)
 
 
-def cancel_order(
-    order: Order, *, actor: actors.Actor, route: Route, now: datetime, reason: str = ""
-) -> None:
+def cancel_order(order: Order, act: Act) -> None:
     """Cancel an order that has not ended. Its submitter may, and everybody who operates orders.
 
     An order without a begun step is cancelled at once; otherwise the begun steps are undone first.
     A repeat changes nothing. The relay notifies the workflow.
     Raises approvals.NotPermitted (audited), approvals.WrongState.
     """
-    permitted = _submitted_or_operates(order, actor)
-    _check_permitted(permitted, order, "cancel", actor=actor, route=route, now=now)
-    why = f"cancelled by {actor.name}" + (f": {reason}" if reason else "")
+    _check_permitted(_submitted_or_operates(order, act.actor), order, "cancel", act)
+    why = f"cancelled by {act.actor.name}" + (f": {act.reason}" if act.reason else "")
     # Only the attempt that the actor has read: a cancellation never applies to the next one.
     rows = Order.objects.filter(pk=order.pk, attempt=order.attempt)
     with transaction.atomic(durable=True):
+        approvals.lock(order.approval_id)
+        # The database takes the end of an order only after its approval is closed.
+        approvals.void(order.approval_id, record(AuditEntry.Event.CANCELLED, order, act))
         untouched = rows.filter(state__in=_CANCELLABLE, steps_begun=0)
-        if not untouched.update(**_cancelled(why, now)) and not rows.filter(
+        if not untouched.update(**_cancelled(why, act)) and not rows.filter(
             state=State.RUNNING
         ).update(state=State.COMPENSATING, ends_as=State.CANCELLED, failure_reason=why):
             order.refresh_from_db()
             if order.ends_as == State.CANCELLED:
+                transaction.set_rollback(True)
                 return
             if order.state in _CANCELLABLE:
                 raise approvals.WrongState(
@@ -427,43 +416,49 @@ def cancel_order(
             raise approvals.WrongState(
                 f"{order.order_id} cannot be cancelled: it is {order.get_state_display()}."
             )
-        record(AuditEntry.Event.CANCELLED, order, actor=actor, route=route, now=now, reason=reason)
         # An earlier attempt may have left a settled message with this key.
-        outbox.enqueue_again(handlers.CANCEL_WORKFLOW, cancel_key(order.order_id), _address(order))
-    log.info("%s cancelled by %s", order.order_id, actor.name)
+        key = KIND.key("cancel", order.order_id)
+        outbox.enqueue_again(handlers.CANCEL_WORKFLOW, key, _address(order))
+    log.info("%s cancelled by %s", order.order_id, act.actor.name)
 
 
-def retry_order(
-    order: Order, *, actor: actors.Actor, route: Route, now: datetime, reason: str = ""
-) -> None:
-    """Carry out a failed order again, as its next attempt and without an injected failure.
+def retry_order(order: Order, act: Act) -> None:
+    """Carry out a failed order again, as its next attempt, with the steps of today and without an
+    injected failure.
 
-    A decision stays. The relay starts the workflow.
+    A decision stays; an order that nobody decided waits again, with another approval. The relay
+    starts the workflow.
     Raises approvals.NotPermitted (audited), approvals.WrongState.
     """
-    _check_permitted(actor.may(OPERATE), order, "retry", actor=actor, route=route, now=now)
+    _check_permitted(act.actor.may(OPERATE), order, "retry", act)
+    failed = Order.objects.filter(pk=order.pk, state=State.FAILED, attempt=order.attempt)
+    change: dict[str, Any] = {"state": State.RUNNING}
     with transaction.atomic(durable=True):
-        undecided = When(needs_approval=True, decision=None, then=Value(State.PENDING))
-        if not Order.objects.filter(pk=order.pk, state=State.FAILED, attempt=order.attempt).update(
-            state=Case(undecided, default=Value(State.RUNNING)),
+        # Two retries of one attempt wait for each other here.
+        approvals.lock(order.approval_id)
+        if failed.filter(approval__verdict=Verdict.VOID).exists():
+            approval = _open_approval(order, order.lines.all(), act)
+            change = {"state": State.PENDING, "approval": approval}
+        if not failed.update(
             attempt=F("attempt") + 1,
+            step_names=contracts.saga_step_names(),
             steps_begun=0,
             ends_as="",
             failure_reason="",
             fail_at="",
             ended_at=None,
-            expires_at=None,
+            **change,
         ):
             order.refresh_from_db()
             raise approvals.WrongState(
                 f"Only a failed order is retried; {order.order_id} is {order.get_state_display()}."
             )
         order.refresh_from_db()
-        record(AuditEntry.Event.RETRIED, order, actor=actor, route=route, now=now, reason=reason)
+        record(AuditEntry.Event.RETRIED, order, act)
         # The start of the failed attempt was delivered, but that may not be noted yet.
-        outbox.mark_obsolete([start_key(order.order_id)], why="Its attempt has failed.")
+        outbox.mark_obsolete([KIND.key("start", order.order_id)], why="Its attempt has failed.")
         start_again(order)
-    log.info("%s retried by %s", order.order_id, actor.name)
+    log.info("%s retried by %s", order.order_id, act.actor.name)
 
 
 def start_again(order: Order) -> bool:
@@ -474,48 +469,37 @@ def start_again(order: Order) -> bool:
     state, so a decision or cancellation that could not be delivered needs no more attention.
     """
     with transaction.atomic():
-        outbox.supersede(decision_key(order.order_id))
-        outbox.supersede(cancel_key(order.order_id))
+        outbox.supersede(KIND.key("decision", order.order_id))
+        outbox.supersede(KIND.key("cancel", order.order_id))
         return outbox.enqueue_again(
-            handlers.START_WORKFLOW, start_key(order.order_id), _start(order)
+            handlers.START_WORKFLOW, KIND.key("start", order.order_id), _start(order)
         )
 
 
 def notify_again(order: Order) -> bool:
     """Queue the decision, or without one the cancellation, once more for a workflow that still
     waits; return False where it is queued already. The workflow then asks for the order's state."""
-    decision = order.decision
-    if decision is not None and decision.verdict in _SIGNAL_OF:
-        signal = _signal(order, Verdict(decision.verdict), decision.reason)
-        return outbox.enqueue_again(handlers.SIGNAL_WORKFLOW, decision_key(order.order_id), signal)
-    return outbox.enqueue_again(
-        handlers.CANCEL_WORKFLOW, cancel_key(order.order_id), _address(order)
-    )
+    approval = order.approval
+    if approval is not None and approval.verdict in _SIGNAL_OF:
+        assert approval.entry is not None  # noqa: S101 (the CHECK on the verdict)
+        signal = _signal(order, Verdict(approval.verdict), approval.entry.reason)
+        key = KIND.key("decision", order.order_id)
+        return outbox.enqueue_again(handlers.SIGNAL_WORKFLOW, key, signal)
+    key = KIND.key("cancel", order.order_id)
+    return outbox.enqueue_again(handlers.CANCEL_WORKFLOW, key, _address(order))
 
 
-def add_product(
-    item: StockItem, *, pieces: int, actor: actors.Actor, route: Route, now: datetime
-) -> None:
+def add_product(item: StockItem, act: Act, *, pieces: int) -> None:
     """Insert `item`, a product that is not stored yet, with its available pieces."""
     item.available = pieces
-    act: dict[str, Any] = {"actor": actor, "route": route, "now": now}
     with transaction.atomic():
         item.save(force_insert=True)
         what = f"{item.name} at {item.unit_price} {item.currency}, {pieces} pieces"
-        _record_stock(AuditEntry.Event.CREATED, item, reason=what, **act)
+        _record_stock(AuditEntry.Event.CREATED, item, what, act)
 
 
 def change_product(
-    item: StockItem,
-    *,
-    name: str,
-    unit_price: Decimal,
-    currency: str,
-    pieces: int,
-    actor: actors.Actor,
-    route: Route,
-    now: datetime,
-    reason: str = "",
+    item: StockItem, act: Act, *, name: str, unit_price: Decimal, currency: str, pieces: int
 ) -> None:
     """Replace the name and the price that `item` has, and add pieces to the available ones or take
     some away where `pieces` is negative. Reserved pieces stay, and orders keep the price at which
@@ -529,15 +513,14 @@ def change_product(
     if name != item.name:
         changes.append(f"name {item.name} → {name}")
     if (unit_price, currency) != (item.unit_price, item.currency):
-        if not reason:
+        if not act.reason:
             raise approvals.ReasonMissing(PRICE_NEEDS_REASON)
         changes.append(f"price {item.unit_price} {item.currency} → {unit_price} {currency}")
     if pieces:
         changes.append(f"{pieces:+d} pieces")
     if not changes:
         return
-    what = ", ".join(changes) + (f": {reason}" if reason else "")
-    act: dict[str, Any] = {"actor": actor, "route": route, "now": now}
+    what = ", ".join(changes) + (f": {act.reason}" if act.reason else "")
     unchanged = StockItem.objects.filter(
         pk=item.pk, name=item.name, unit_price=item.unit_price, currency=item.currency
     )
@@ -553,12 +536,12 @@ def change_product(
             raise approvals.WrongState(
                 f"{item} was changed meanwhile; look at it and change it again."
             )
-        _record_stock(AuditEntry.Event.ADJUSTED, item, reason=what, **act)
+        _record_stock(AuditEntry.Event.ADJUSTED, item, what, act)
 
 
-def _record_stock(event: AuditEntry.Event, item: StockItem, **act: Any) -> None:
-    approvals.record_event(event, subject="stock", subject_id=item.product_id, **act)
-    log.info("%s %s: %s by %s", item.product_id, event.label, act["reason"], act["actor"].name)
+def _record_stock(event: AuditEntry.Event, item: StockItem, what: str, act: Act) -> None:
+    approvals.record(event, "stock", item.product_id, dataclasses.replace(act, reason=what))
+    log.info("%s %s: %s by %s", item.product_id, event.label, what, act.actor.name)
 
 
 class Snapshot(NamedTuple):
@@ -571,49 +554,49 @@ class Snapshot(NamedTuple):
 
 
 def snapshot() -> Snapshot:
-    """Return the records of one moment, as far as the integrations keep theirs in this database
-    (requirements O7). Not within a transaction."""
-    with connection.cursor() as cursor:
-        # Django's own transactions take SQLite's only write lock.
-        isolated = connection.vendor == "postgresql"
-        cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ" if isolated else "BEGIN")
-        try:
-            return Snapshot(
-                list(Order.objects.all()[:LISTED]),
-                integrations.inventory().snapshot(),
-                integrations.payments().snapshot(),
-                integrations.warehouse().snapshot(),
-            )
-        finally:
-            cursor.execute("ROLLBACK")
+    """Return the newest orders and the records of the integrations (requirements O7).
+
+    Each integration is asked by itself, since it may be another system. If an order or a step
+    changed meanwhile, all are read again, SNAPSHOT_READS times at most.
+    """
+    orders, before = _newest_orders()
+    for _ in range(SNAPSHOT_READS):
+        found = Snapshot(
+            orders,
+            integrations.inventory().snapshot(),
+            integrations.payments().snapshot(),
+            integrations.warehouse().snapshot(),
+        )
+        orders, after = _newest_orders()
+        if after == before:
+            break
+        before = after
+    return found
 
 
-def _cancelled(reason: str, now: datetime) -> dict[str, Any]:
+def _newest_orders() -> tuple[list[Order], list[Any]]:
+    """Return the orders of a snapshot, and values that differ after each step of an order."""
+    orders = list(Order.objects.all()[:LISTED])
+    last_step = OrderStep.objects.order_by("-pk").values_list("pk", flat=True).first()
+    return orders, [last_step, *((o.pk, o.state, o.attempt, o.steps_begun) for o in orders)]
+
+
+def _cancelled(reason: str, act: Act) -> dict[str, Any]:
     """Return the columns of an order that is cancelled before its first step."""
     return {
         "state": State.CANCELLED,
         "ends_as": State.CANCELLED,
         "failure_reason": reason,
-        "ended_at": now,
+        "ended_at": act.at,
     }
 
 
-def _check_permitted(
-    permitted: bool,
-    order: Order,
-    verb: str,
-    *,
-    actor: actors.Actor,
-    route: Route,
-    now: datetime,
-) -> None:
+def _check_permitted(permitted: bool, order: Order, verb: str, act: Act) -> None:
     """Raise approvals.NotPermitted, and audit it, unless the actor is `permitted`."""
     if permitted:
         return
-    refusal = approvals.NotPermitted(f"{actor.name} has no permission to {verb} orders.")
-    approvals.record_refusal(
-        SUBJECT, order.order_id, f"{verb}: {refusal}", actor=actor, route=route, now=now
-    )
+    refusal = approvals.NotPermitted(f"{act.actor.name} has no permission to {verb} orders.")
+    approvals.record_refusal(KIND.name, order.order_id, f"{verb}: {refusal}", act)
     raise refusal
 
 
@@ -622,7 +605,7 @@ def _address(order: Order) -> dict[str, Any]:
     return {
         "workflow_id": order.workflow_id,
         "memo": memo(order),
-        "started": not outbox.waiting([start_key(order.order_id)]),
+        "started": not outbox.waiting([KIND.key("start", order.order_id)]),
     }
 
 
@@ -631,35 +614,6 @@ def _signal(order: Order, verdict: Verdict, reason: str) -> dict[str, Any]:
     return {**_address(order), "signal": _SIGNAL_OF[verdict], "argument": reason}
 
 
-def record(event: AuditEntry.Event, order: Order, **act: Any) -> None:
-    """Audit an event of the order; `act` is the actor, route, time and reason."""
-    approvals.record_event(event, subject=SUBJECT, subject_id=order.order_id, **act)
-
-
-# The prefixes of the keys of an order's messages, and the words for each message.
-MESSAGES: Final = {
-    "order-start:": "start of",
-    "order-decision:": "decision on",
-    "order-cancel:": "cancellation of",
-}
-_START, _DECISION, _CANCEL = MESSAGES
-
-
-def start_key(order_id: str) -> str:
-    """Return the key of the message that starts the workflow."""
-    return _START + order_id
-
-
-def decision_key(order_id: str) -> str:
-    """Return the key of the message that carries the decision to the workflow."""
-    return _DECISION + order_id
-
-
-def cancel_key(order_id: str) -> str:
-    """Return the key of the message that cancels the workflow."""
-    return _CANCEL + order_id
-
-
-def message_keys(order_id: str) -> list[str]:
-    """Return the keys of all messages of an order."""
-    return [prefix + order_id for prefix in MESSAGES]
+def record(event: AuditEntry.Event, order: Order, act: Act) -> AuditEntry:
+    """Audit an event of the order."""
+    return approvals.record(event, KIND.name, order.order_id, act)

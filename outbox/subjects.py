@@ -29,13 +29,14 @@ def register(prefix: str, *, words: str, model: type[Model], own_id: str) -> Non
 
     The rest of such a key is the `own_id` of a record of `model`; its page is in the admin.
     """
-    app, name = model._meta.app_label, model._meta.model_name
-    _SUBJECTS[prefix] = lambda value: Subject(
-        words,
-        value,
-        reverse(f"admin:{app}_{name}_change", args=[quote(value)], query={"_to_field": own_id}),
-        f"{app}.view_{name}",
-    )
+    permission = f"{model._meta.app_label}.view_{model._meta.model_name}"
+    _SUBJECTS[prefix] = lambda value: Subject(words, value, page(model, own_id, value), permission)
+
+
+def page(model: type[Model], own_id: str, value: str) -> str:
+    """Return the path of the record's page in the admin, by its own id."""
+    name = f"admin:{model._meta.app_label}_{model._meta.model_name}_change"
+    return reverse(name, args=[quote(value)], query={"_to_field": own_id})
 
 
 def describe(key: str) -> Subject:

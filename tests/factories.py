@@ -1,6 +1,7 @@
 """Make what tests start from: people, tokens, expenses and orders in each state, addresses."""
 
 import itertools
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -10,7 +11,8 @@ from django.db.models import Model
 
 from access import actors, groups
 from access.models import Token
-from approvals.models import Decision, Route, Verdict
+from approvals import services as approvals
+from approvals.models import Approval, Route, Verdict
 from expenses import services
 from expenses.models import CallbackAddress, Expense, LedgerEntry, State
 from orders import examples, fulfilment, integrations
@@ -57,25 +59,35 @@ def expense(
     With a submitter it is submitted with an amount; otherwise a plain client creates it. A
     withdrawn expense always has a submitter.
     """
-    who: dict[str, Any] = {"actor": actors.LOCAL, "route": Route.PROTOCOL, "now": now}
     if state == State.WITHDRAWN and submitter is None:
         submitter = user(groups.EMPLOYEE)
+    by_submitter = act(submitter, at=now)
     if submitter:
-        who["actor"] = actors.Actor.of(submitter)
-        made = services.submit_expense(expense_id, details=DETAILS, **who)
+        made = services.submit_expense(expense_id, details=DETAILS, act=by_submitter)
     else:
-        made = services.create_expense(expense_id, workflow_id=workflow_id, **who)
+        made = services.create_expense(expense_id, workflow_id=workflow_id, act=by_submitter)
     if callback:
-        services.register_callback(made, callback, **who)
-    if state not in (State.CREATED, State.WITHDRAWN):
-        who["actor"] = actors.LOCAL
+        services.register_callback(made, callback, by_submitter)
     if state != State.CREATED:
         verdict = Verdict.APPROVED if state == State.COMPLETED else Verdict(state.value)
-        services.decide_expense(made, verdict=verdict, reason="as made", **who)
+        person = submitter if state == State.WITHDRAWN else None
+        approvals.decide(made.approval, verdict, act(person, at=now, reason="as made"))
     if state == State.COMPLETED:
-        services.record_payment(made, **who)
+        services.record_payment(made, act(at=now))
     made.refresh_from_db()
     return made
+
+
+def act(
+    person: User | None = None,
+    route: Route = Route.PROTOCOL,
+    *,
+    at: datetime = NOW,
+    reason: str = "",
+) -> approvals.Act:
+    """Return an act of the person, or of the anonymous person of a local installation."""
+    actor = actors.Actor.of(person) if person else actors.LOCAL
+    return approvals.Act(actor, route, at, reason)
 
 
 def task_token(workflow_id: str, *, activity_id: str = "2", attempt: int = 1) -> bytes:
@@ -115,7 +127,7 @@ def delivered_messages(count: int) -> None:
 
 def records() -> dict[type[Model], list[dict[str, Any]]]:
     """Return every row that operations on expenses and orders write, without the audit trail."""
-    models: tuple[type[Model], ...] = (Expense, Decision, LedgerEntry, CallbackAddress, Message)
+    models: tuple[type[Model], ...] = (Approval, Expense, LedgerEntry, CallbackAddress, Message)
     models += (order_models.Order, order_models.OrderLine, order_models.OrderStep)
     models += (order_models.StockItem, order_models.Reservation, order_models.ReservedItem)
     models += (order_models.Charge, order_models.WarehouseRecord, order_models.Shipment)
@@ -164,7 +176,7 @@ def order(
     states = order_models.State
     stock()
     large = large or state == states.PENDING
-    who: dict[str, Any] = {"route": Route.PROTOCOL, "now": now}
+    local = act(at=now, reason="as made")
     made = order_services.submit_order(
         order_services.Submission(
             items=LARGE if large else SMALL,
@@ -172,19 +184,16 @@ def order(
             order_id=order_id,
             workflow_id=workflow_id or "",
         ),
-        actor=actors.Actor.of(submitter) if submitter else actors.LOCAL,
-        **who,
+        act(submitter, at=now),
     )
-    if large and state != states.PENDING:
-        order_services.decide_order(
-            made, verdict=Verdict.APPROVED, actor=actors.LOCAL, reason="as made", **who
-        )
+    if made.approval and state != states.PENDING:
+        approvals.decide(made.approval, Verdict.APPROVED, local)
     if state in (states.COMPLETED, states.COMPENSATING, *order_models.UNDONE):
         carry(made, *STEPS, now=now)
     if state == states.COMPLETED:
         carry(made, contracts.COMPLETE_ORDER, now=now)
     elif state == states.CANCELLED:
-        order_services.cancel_order(made, actor=actors.LOCAL, reason="as made", **who)
+        order_services.cancel_order(made, local)
     elif state in (states.COMPENSATING, states.FAILED):
         failure = {"failed_step": contracts.UPDATE_WAREHOUSE, "reason": "as made"}
         carry(made, contracts.BEGIN_COMPENSATION, now=now, **failure)
@@ -197,10 +206,11 @@ def order(
 def carry(
     order: order_models.Order, *steps: str, attempt: int = 1, now: datetime = NOW, **details: Any
 ) -> dict[str, Any]:
-    """Carry out steps for the workflow of an attempt; return the answer to the last step."""
+    """Carry out steps for the workflow of an attempt; return the answer to the last step, as the
+    site sends it."""
     answer: dict[str, Any] = {}
     for step in steps:
-        answer = fulfilment.carry_out(
-            order, step, attempt=attempt, details=details, actor=actors.LOCAL, now=now
-        )
+        request = contracts.CompensationRequest(str(order.pk), attempt, **details)
+        said = fulfilment.carry_out(order, step, request, act(route=Route.WORKFLOW, at=now))
+        answer = {name: value for name, value in asdict(said).items() if value is not None}
     return answer

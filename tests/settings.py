@@ -15,6 +15,8 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):  # noqa: F405
     DATABASES["default"]["TEST"] = {"NAME": DATA_DIR / "test.sqlite3"}  # noqa: F405
     # No test cuts the power, and thousands of commits need not wait for the disk.
     DATABASES["default"]["OPTIONS"]["init_command"] += "; PRAGMA synchronous=OFF"  # noqa: F405
+# A kind of request that only the tests have.
+INSTALLED_APPS = [*INSTALLED_APPS, "tests.leave"]  # noqa: F405
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 # Each test client loads the middleware again, which would index every static file each time.
 WHITENOISE_AUTOREFRESH = True

@@ -86,7 +86,7 @@ def test_the_links_of_a_list_are_served(admin: Client, path: str) -> None:
         ("_to_field=id", 200),
         ("_to_field=id&_popup=1", 200),
         ("_to_field=pk", 400),
-        ("_to_field=decision", 400),
+        ("_to_field=approval", 400),
         ("_to_field=%00", 400),
         ("_popup=1", 200),
         ("_popup=&_popup=x", 200),

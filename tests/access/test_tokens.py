@@ -8,8 +8,7 @@ import time_machine
 from django.contrib.admin.models import DELETION, LogEntry
 from django.contrib.auth.models import Group, Permission, User
 from django.core.management import CommandError
-from django.db import OperationalError, connection
-from django.db.migrations.executor import MigrationExecutor
+from django.db import OperationalError
 from django.db.models import QuerySet
 from django.test import Client
 from knox.crypto import hash_token
@@ -248,36 +247,6 @@ def test_a_user_with_tokens_can_be_deleted(ada: User) -> None:
 
 
 # Installations that exist.
-
-
-@pytest.mark.django_db(transaction=True)
-def test_tokens_of_earlier_installations_remain_valid(ada: User, worker: User) -> None:
-    """X8: the migration copies them from knox's table and binds a person's token to the current
-    password. Their users can be deleted afterwards."""
-    made_at = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "CREATE TABLE knox_authtoken (digest varchar(128) PRIMARY KEY, token_key varchar(25) "
-            "NOT NULL, created timestamp with time zone NOT NULL, expiry timestamp with time zone "
-            "NULL, user_id integer NOT NULL "
-            "REFERENCES auth_user (id) DEFERRABLE INITIALLY DEFERRED)"
-        )
-        for text, user in (("of-ada", ada), ("of-worker", worker)):
-            cursor.execute(
-                "INSERT INTO knox_authtoken VALUES (%s, %s, %s, NULL, %s)",
-                [hash_token(text), text, f"{made_at:%F %T}", user.pk],
-            )
-    MigrationExecutor(connection).migrate([("access", "0001_token")])
-    executor = MigrationExecutor(connection)
-    executor.migrate(executor.loader.graph.leaf_nodes())
-
-    both = [{"Authorization": f"Bearer of-{name}"} for name in ("ada", "worker")]
-    assert [is_valid(headers) for headers in both] == [True, True]
-    assert Token.objects.filter(created=made_at).count() == 2
-    ada.set_password("a-new-pass-of-mine")
-    ada.save()
-    assert [is_valid(headers) for headers in both] == [False, True]
-    User.objects.all().delete()
 
 
 @pytest.fixture

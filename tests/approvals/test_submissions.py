@@ -10,9 +10,9 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from access import actors, groups
+from access import groups
 from approvals import services
-from approvals.models import AuditEntry, Route
+from approvals.models import AuditEntry, Route, Verdict
 from expenses import services as expenses
 from tests import factories
 from tests.conftest import Unchanged, at_once
@@ -32,13 +32,8 @@ def person(settings: Any) -> User:
 
 
 def submit(person: User | None, name: str, *, after: timedelta = timedelta()) -> Any:
-    return expenses.submit_expense(
-        name,
-        details=factories.DETAILS,
-        actor=actors.Actor.of(person) if person else actors.LOCAL,
-        route=Route.REST,
-        now=factories.NOW + after,
-    )
+    act = factories.act(person, Route.REST, at=factories.NOW + after)
+    return expenses.submit_expense(name, details=factories.DETAILS, act=act)
 
 
 def test_expenses_and_orders_count_together(person: User, unchanged: Unchanged) -> None:
@@ -72,16 +67,8 @@ def test_the_limit_of_a_person_holds_up_nobody_else(person: User) -> None:
         submit(person, f"exp-{number}")
     other = factories.user(groups.EMPLOYEE)
     made = submit(other, "other")
-    services.record_refusal(
-        "expense", "other", "x", actor=actors.Actor.of(other), route=Route.REST, now=factories.NOW
-    )
-    expenses.decide_expense(
-        made,
-        verdict=factories.Verdict.WITHDRAWN,
-        actor=actors.Actor.of(other),
-        route=Route.REST,
-        now=factories.NOW,
-    )
+    services.record_refusal("expense", "other", "x", factories.act(other))
+    services.decide(made.approval, Verdict.WITHDRAWN, factories.act(other))
     submit(other, "other-2")
     submit(other, "other-3")
 

@@ -10,9 +10,9 @@ import pytest
 from django.contrib.auth.models import Group, User
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from access import actors, groups
-from approvals.models import Route, Verdict
-from expenses import services
+from access import groups
+from approvals import services as approvals
+from approvals.models import Approval, Verdict
 from expenses.models import Expense, State
 from orders import models as orders
 from outbox.models import Message
@@ -89,13 +89,7 @@ def test_open_list_follows_changes_and_decides(page: Page) -> None:
     )
 
     page.evaluate("window.loadedOnce = true")
-    services.decide_expense(
-        Expense.objects.get(expense_id="train"),
-        verdict=Verdict.APPROVED,
-        actor=actors.LOCAL,
-        route=Route.PROTOCOL,
-        now=factories.NOW,
-    )
+    approvals.decide(Approval.objects.get(reference="train"), Verdict.APPROVED, factories.act())
     expect(rows.nth(2)).to_contain_text("APPROVED", timeout=10_000)
     expect(rows.nth(2).get_by_role("button")).to_have_count(0)
     assert page.evaluate("window.loadedOnce") is True
@@ -108,9 +102,9 @@ def test_open_list_follows_changes_and_decides(page: Page) -> None:
     page.get_by_role("textbox").fill("no receipt")
     page.get_by_role("button", name="REJECT").click()
     expect(rows.nth(1)).to_contain_text("REJECTED")
-    decision = Expense.objects.get(expense_id="taxi").decision
-    assert decision is not None
-    assert (decision.actor, decision.route, decision.reason) == ("ada", "page", "no receipt")
+    entry = Approval.objects.get(reference="taxi").entry
+    assert entry is not None
+    assert (entry.actor, entry.route, entry.reason) == ("ada", "page", "no receipt")
 
 
 def test_link_to_a_decision_asks_and_a_click_decides(page: Page) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 from html import unescape
 from typing import Any
@@ -12,8 +13,9 @@ from django.contrib.messages import get_messages
 from django.test import Client
 
 from access import groups
-from approvals.models import AuditEntry, Decision
+from approvals.models import Approval, AuditEntry
 from expenses.models import Expense, State
+from expenses.services import submit_expense
 from outbox import services as outbox
 from outbox.models import Message
 from temporal.outcomes import Outcome
@@ -101,7 +103,7 @@ def test_nobody_changes_or_deletes_a_record(
     client.force_login(factories.user(groups.AUDITOR, is_superuser=superuser))
     expense = factories.expense(state=State.COMPLETED)
     trail = list(AuditEntry.objects.order_by("pk").values())
-    rows = f"{LIST}{expense.pk}/", f"{LEDGER}{expense.payment_id}/", f"{TRAIL}{trail[0]['id']}/"
+    rows = f"{LIST}{expense.pk}/", f"{LEDGER}{expense.payment.pk}/", f"{TRAIL}{trail[0]['id']}/"
     with unchanged():
         for path in (row + page for row in rows for page in ("change/", "delete/")):
             assert client.post(path, {"post": "yes", **FORM}).status_code == 403
@@ -309,8 +311,8 @@ def test_an_action_decides_the_ticked_rows_and_skips_decided_ones(
     ]
     states = Expense.objects.values_list("expense_id", "state")
     assert list(states) == [("a", state), ("b", state), ("c", State.COMPLETED)]
-    decisions = Decision.objects.filter(by=approver)
-    rows = decisions.values_list("actor", "route", "reason", "verdict")
+    decided = Approval.objects.filter(entry__by=approver)
+    rows = decided.values_list("entry__actor", "entry__route", "entry__reason", "verdict")
     assert list(rows) == [("anna", "admin", "because", state.value)] * 2
     assert Message.objects.get().key == "expense-decision:a"
 
@@ -424,8 +426,8 @@ def test_the_form_submits_in_the_persons_name_and_starts_the_workflow(
     assert answer.status_code == 302
     expense = Expense.objects.get()
     assert (expense.expense_id, expense.state) == (expense_id, "CREATED")
-    assert (expense.submitter, expense.workflow_id) == (person, f"expense_{expense_id}")
-    assert expense.money() == "12.50 EUR"
+    assert (expense.approval.submitter, expense.workflow_id) == (person, f"expense_{expense_id}")
+    assert expense.approval.money() == "12.50 EUR"
     message = Message.objects.get()
     assert (message.kind, message.payload["argument"]) == ("start_workflow", expense_id)
     entry = AuditEntry.objects.get()
@@ -440,12 +442,12 @@ def test_an_id_taken_after_the_check_of_the_form_is_no_server_error(
 
     def check_then_lose(expense: Expense, exclude: Any = None) -> None:
         check(expense, exclude)
-        Expense.objects.create(expense_id="exp-1", created_at=factories.NOW)
+        submit_expense("exp-1", details=factories.DETAILS, act=factories.act())
 
     monkeypatch.setattr(Expense, "validate_unique", check_then_lose)
     client.force_login(factories.user(groups.EMPLOYEE))
     assert client.post(ADD, FORM).status_code in (200, 302)
-    assert not Expense.objects.filter(submitter__isnull=False).exists()
+    assert not Approval.objects.filter(submitter__isnull=False).exists()
     assert not Message.objects.exists()
 
 
@@ -483,3 +485,15 @@ def test_the_report_says_what_became_of_the_notification(
     monkeypatch.setattr(outbox, "wait_for_report", lambda notices: [outcome for _ in notices])
     act(desk, "approve", expense)
     assert said in unescape(desk.get(LIST).content.decode())
+
+
+def test_filter_offers_only_currencies_that_the_person_sees(client: Client) -> None:
+    """X10: not those of other people's expenses, nor those of orders."""
+    person, other = factories.user(groups.EMPLOYEE), factories.user(groups.EMPLOYEE)
+    for submitter, currency in ((person, "EUR"), (person, "CHF"), (other, "XAU")):
+        details = replace(factories.DETAILS, currency=currency)
+        submit_expense(f"in-{currency}", details=details, act=factories.act(submitter))
+    factories.order(large=True)
+    client.force_login(person)
+    page = client.get(LIST).content.decode()
+    assert set(re.findall(r"approval__currency=(\w+)", page)) == {"EUR", "CHF"}

@@ -9,8 +9,8 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from access import actors, groups
-from approvals.models import AuditEntry, Decision, Route
+from access import groups
+from approvals.models import Approval, AuditEntry
 from expenses import services
 from expenses.models import Expense, State
 from outbox.models import Message
@@ -430,7 +430,7 @@ def test_a_repeated_verdict_succeeds_and_its_contrary_is_a_conflict(
         assert (body["state"], body["decision"]["reason"]) == (verdict, "wrong é")
         assert (body["decision"]["actor"], body["decision"]["route"]) == ("anna", "rest")
     assert Message.objects.get().payload["value"] == verdict
-    assert Decision.objects.count() == 1
+    assert Approval.objects.get().verdict == verdict
     with unchanged():
         details = problem(send(approver, f"{EXPENSES}exp-1/{contrary}/", {"reason": "r"}), 409)
     assert details["detail"] == f"exp-1 was already {verdict.lower()} by anna."
@@ -483,9 +483,7 @@ def test_wait_ends_when_the_expense_is_paid(
     def pay(seconds: float) -> None:
         slept.append(seconds)
         if len(slept) == 2:
-            services.record_payment(
-                expense, actor=actors.LOCAL, route=Route.PROTOCOL, now=factories.NOW
-            )
+            services.record_payment(expense, factories.act())
 
     # The payment comes during the second pause. A third pause would be one too many.
     monkeypatch.setattr("rest.prefer.sleep", pay)

@@ -2,13 +2,14 @@
 
 import re
 from html import unescape
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 from django.test import Client
 
 from access import groups
-from approvals.models import Decision
+from approvals.models import Approval
 from expenses.models import Expense, State
 from outbox.models import Message
 from tests import factories
@@ -109,8 +110,8 @@ def test_markup_in_an_id_is_text(local: Client) -> None:
 def test_a_page_has_100_rows_and_links_to_the_next(local: Client) -> None:
     """E2: the last page has no link, and the search stays."""
     names = [f"e&{number:03}" for number in range(201)]
-    now = factories.NOW
-    Expense.objects.bulk_create(Expense(expense_id=name, created_at=now) for name in names)
+    for name in names:
+        factories.expense(name)
     factories.expense("another")
     seen, following, sizes = [], ["/list?q=E%26"], []
     while following:
@@ -230,7 +231,7 @@ def test_rejecting_without_a_reason_asks_and_changes_nothing(
     assert kept == {"id": " <b> ", "type": "reject", "q": "<b>", "after": "!"} | token
     answer = browser.post("/decide", kept | {"reason": " no receipt "})
     assert (answer.status_code, answer.headers["Location"]) == (302, "/list?q=%3Cb%3E&after=%21")
-    assert Decision.objects.get().reason == "no receipt"
+    assert Approval.objects.get().entry.reason == "no receipt"
 
 
 def test_approving_twice_decides_once(browser: Client) -> None:
@@ -241,8 +242,8 @@ def test_approving_twice_decides_once(browser: Client) -> None:
         answer = browser.post("/decide", form)
         assert (answer.status_code, answer.headers["Location"]) == (302, "/list?q=%C3%A9")
     assert Expense.objects.get().state == "APPROVED"
-    decision = Decision.objects.get()
-    assert (decision.actor, decision.route, decision.reason) == ("local", "page", "")
+    entry = Approval.objects.get().entry
+    assert (entry.actor, entry.route, entry.reason) == ("local", "page", "")
     assert Message.objects.get().payload["value"] == "APPROVED"
 
 
@@ -251,3 +252,11 @@ def test_pages_run_no_inline_script(local: Client) -> None:
     for path in ("/list", "/action?type=approve&id=unknown"):
         policy = local.get(path).headers["Content-Security-Policy"]
         assert "script-src 'self';" in f"{policy};"
+
+
+def test_list_reads_its_rows_by_one_query(local: Client, django_assert_num_queries: Any) -> None:
+    """E2: however many rows it has, and whoever may decide them."""
+    for number in range(5):
+        factories.expense(f"exp-{number}", submitter=factories.user(groups.EMPLOYEE))
+    with django_assert_num_queries(1):
+        assert len(ids(page(local, "/list"))) == 5

@@ -10,7 +10,7 @@ import pytest
 from django.test import Client
 
 from access import groups
-from approvals.models import AuditEntry, Decision
+from approvals.models import Approval, AuditEntry
 from expenses.models import CallbackAddress, Expense, LedgerEntry, State
 from outbox.models import Message
 from temporal.addresses import Address
@@ -119,15 +119,16 @@ def test_a_transition_answers_succeed_to_programs_and_the_list_to_people(
         assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
     else:
         assert (response.status_code, response.headers["Location"]) == (302, "/list")
-    expense, decision = Expense.objects.get(), Decision.objects.get()
-    assert (expense.state, expense.decision) == (after, decision)
+    expense, approval = Expense.objects.get(), Approval.objects.select_related("entry").get()
+    assert (expense.state, expense.approval) == (after, approval)
     if kind == "payment":
         assert expense.payment == LedgerEntry.objects.get(expense=expense)
         assert AuditEntry.objects.latest("pk").event == "paid"
     else:
         reason = "rejected over the protocol" if kind == "reject" else ""
-        assert (decision.verdict, decision.reason) == (after.value, reason)
-        assert (decision.actor, decision.by, decision.route) == ("local", None, "protocol")
+        entry = approval.entry
+        assert (approval.verdict, entry.reason) == (after.value, reason)
+        assert (entry.actor, entry.by, entry.route) == ("local", None, "protocol")
     assert not Message.objects.exists()  # nobody waits
 
 
@@ -139,7 +140,7 @@ def test_a_decision_stores_its_reason_and_one_message(local: Client, kind: str, 
     for reason in (" déjà payé 😀\n", "again"):
         answer = get(local, "/action", type=kind, id="exp-1", reason=reason, **API)
         assert answer == (200, "SUCCEED")
-    assert Decision.objects.get().reason == "déjà payé 😀"
+    assert Approval.objects.get().entry.reason == "déjà payé 😀"
     message = Message.objects.get()
     assert (message.kind, message.key) == ("complete_activity", "expense-decision:exp-1")
     assert message.payload == {"address": expense.callback.sealed(), "value": value}
@@ -278,7 +279,9 @@ def test_create_makes_an_expense_that_belongs_to_no_workflow(local: Client) -> N
     """E5, X5: people are redirected to /list."""
     assert create(local, "a") == (200, "SUCCEED")
     assert local.get("/create", {"id": "b"}).headers["Location"] == "/list"
-    rows = Expense.objects.values_list("expense_id", "state", "workflow_id", "submitter", "amount")
+    rows = Expense.objects.values_list(
+        *("expense_id", "state", "workflow_id", "approval__submitter", "approval__amount")
+    )
     assert list(rows) == [(name, "CREATED", None, None, None) for name in ("a", "b")]
     events = AuditEntry.objects.order_by("pk").values_list("event", "subject_id", "actor", "route")
     assert list(events) == [("created", name, "local", "protocol") for name in ("a", "b")]
@@ -587,7 +590,7 @@ def test_racing_verdicts_make_one_decision(local: Client) -> None:
     factories.expense(callback=factories.address("wf-1"))
     kinds = ["approve", "reject"] * 6
     answers = at_once([action("exp-1", kind) for kind in kinds])
-    verdict = Decision.objects.get().verdict
+    verdict = Approval.objects.get().verdict
     winner = {"APPROVED": "approve", "REJECTED": "reject"}[verdict]
     assert answers == ["SUCCEED" if kind == winner else "ERROR:INVALID_STATE" for kind in kinds]
     assert Expense.objects.get().state == verdict

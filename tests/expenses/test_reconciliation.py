@@ -24,8 +24,8 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
-from access import actors
-from approvals.models import Route, Verdict
+from approvals import services as approvals
+from approvals.models import Approval, Verdict
 from expenses import services
 from expenses.models import Expense, LedgerEntry, State
 from expenses.reconciliation import COMPARISON
@@ -138,13 +138,10 @@ async def decide(
     expense_id: str, verdict: Verdict = Verdict.APPROVED, *, at: datetime | None = None
 ) -> None:
     def take() -> None:
-        services.decide_expense(
-            Expense.objects.get(expense_id=expense_id),
-            verdict=verdict,
-            actor=actors.LOCAL,
-            route=Route.PROTOCOL,
-            reason="asked",
-            now=at or timezone.now(),
+        approvals.decide(
+            Approval.objects.get(reference=expense_id),
+            verdict,
+            factories.act(at=at or timezone.now(), reason="asked"),
         )
 
     await sync_to_async(take)()
@@ -251,7 +248,7 @@ async def test_a_lost_decision_is_delivered_again(
     """X1: a workflow that still waits for a decision is told it by the relay itself."""
     expense_id = await worked.start()
     await decide(expense_id)
-    key = services.decision_key(expense_id)
+    key = services.KIND.key("decision", expense_id)
     await sync_to_async(lambda: lose(Message.objects.get(key=key)))()
     expected = (
         f"expense {expense_id}",
@@ -310,16 +307,10 @@ def test_a_workflow_id_that_served_twice_is_compared_once() -> None:
     served = factories.expense("open", State.CREATED, workflow_id="again")
     compared = COMPARISON.rows().values_list("expense_id", flat=True)
     assert list(compared) == ["open"]
-    services.decide_expense(
-        served,
-        verdict=Verdict.APPROVED,
-        actor=actors.LOCAL,
-        route=Route.PROTOCOL,
-        now=factories.NOW,
-    )
+    approvals.decide(served.approval, Verdict.APPROVED, factories.act())
     assert list(compared.all()) == ["open"]
     served.refresh_from_db()
-    services.record_payment(served, actor=actors.LOCAL, route=Route.PROTOCOL, now=factories.NOW)
+    services.record_payment(served, factories.act())
     assert list(compared.all()) == ["settled"]
 
 

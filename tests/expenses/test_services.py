@@ -8,9 +8,9 @@ from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
 from django.test import Client
 
-from access import actors, groups
+from access import groups
 from approvals import services as approvals
-from approvals.models import VERDICT_OF_VERB, AuditEntry, Decision, Route, Verdict
+from approvals.models import VERDICT_OF_VERB, Approval, AuditEntry, Route, Verdict
 from expenses import services
 from expenses.models import Expense, LedgerEntry, State
 from outbox.models import Message
@@ -19,7 +19,6 @@ from tests.conftest import Unchanged
 
 pytestmark = pytest.mark.django_db
 
-WHO: Any = {"actor": actors.LOCAL, "route": Route.PROTOCOL, "now": factories.NOW}
 ROLES = (None, *groups.NAMES)
 # Whose admin shows them no expense of another: there is no row that they could be refused.
 SEE_NONE = (None, groups.EMPLOYEE, groups.WORKER)
@@ -82,9 +81,9 @@ def test_only_approvers_decide_on_every_route(
     expense = factories.expense(callback=factories.address("wf-1"))
     if role == groups.APPROVER:
         assert ask(person, expense, kind) == done
-        decision = Decision.objects.get()
-        assert (decision.by, decision.actor) == (person, person.username)
-        assert (decision.route, Message.objects.count()) == (route, 1)
+        entry = Approval.objects.get().entry
+        assert (entry.by, entry.actor) == (person, person.username)
+        assert (entry.route, Message.objects.count()) == (route, 1)
         return
     audited = not (route == Route.ADMIN and role in SEE_NONE)
     with unchanged(refusals=int(audited)):
@@ -122,7 +121,7 @@ def test_nobody_decides_an_expense_they_created_over_the_protocol(
     client = Client(headers=factories.bearer(person))
     assert client.get("/create?id=exp-1&is_api_call=true").content == b"SUCCEED"
     expense = Expense.objects.get()
-    assert (expense.opened_by, expense.submitter) == (person, None)
+    assert (expense.approval.opened_by, expense.approval.submitter) == (person, None)
     with unchanged(refusals=1):
         assert ask(person, expense, kind) in refused
     settings.EXPENSES_PROTOCOL_ACCESS = "open"
@@ -179,17 +178,16 @@ def test_only_a_waiting_expense_is_decided_or_withdrawn(
     person = factories.user(groups.EMPLOYEE)
     callback = factories.address("expense_exp-1")
     expense = factories.expense(state=state, submitter=person, callback=callback)
-    actor = actors.Actor.of(person) if verdict == Verdict.WITHDRAWN else actors.LOCAL
-    who = {**WHO, "actor": actor, "reason": "r"}
+    act = factories.act(person if verdict == Verdict.WITHDRAWN else None, reason="r")
     if state == State.CREATED:
-        message = services.decide_expense(expense, verdict=verdict, **who)
+        message = approvals.decide(expense.approval, verdict, act)
         expense.refresh_from_db()
-        assert expense.state == expense.decision.verdict == verdict.value
+        assert expense.state == expense.approval.verdict == verdict.value
         assert message.payload["value"] == {"WITHDRAWN": "CANCELLED"}.get(verdict, verdict)
     else:
         stands = "APPROVED" if state == State.COMPLETED else state.value
         with unchanged(), pytest.raises(approvals.AlreadyDecided) as error:
-            services.decide_expense(expense, verdict=verdict, **who)
+            approvals.decide(expense.approval, verdict, act)
         assert error.value.verdict == stands
 
 
@@ -199,7 +197,7 @@ def test_rejecting_a_decided_expense_without_a_reason_says_that_it_is_decided(
     """E9, X3: nobody has to give a reason for a decision that is not taken any more."""
     expense = factories.expense(state=State.APPROVED)
     with unchanged(), pytest.raises(approvals.AlreadyDecided) as error:
-        services.decide_expense(expense, verdict=Verdict.REJECTED, **WHO)
+        approvals.decide(expense.approval, Verdict.REJECTED, factories.act())
     assert str(error.value) == "exp-1 was already approved by local."
     client = Client(headers=factories.bearer(factories.user(groups.APPROVER)))
     with unchanged():
@@ -211,22 +209,22 @@ def test_rejecting_a_decided_expense_without_a_reason_says_that_it_is_decided(
 def test_only_the_submitter_withdraws(unchanged: Unchanged) -> None:
     """E1, X3: not the anonymous person, nor a superuser."""
     expense = factories.expense(submitter=factories.user(groups.EMPLOYEE))
-    for actor in (actors.LOCAL, actors.Actor.of(factories.user(is_superuser=True))):
+    for person in (None, factories.user(is_superuser=True)):
         with unchanged(refusals=1), pytest.raises(approvals.NotPermitted):
-            services.decide_expense(expense, verdict=Verdict.WITHDRAWN, **{**WHO, "actor": actor})
+            approvals.decide(expense.approval, Verdict.WITHDRAWN, factories.act(person))
 
 
 def test_a_decision_is_judged_by_the_row_and_not_by_the_object(unchanged: Unchanged) -> None:
     """E11, X1: the caller's object may be stale."""
     stale = factories.expense()
-    services.decide_expense(Expense.objects.get(), verdict=Verdict.APPROVED, **WHO)
+    approvals.decide(Approval.objects.get(), Verdict.APPROVED, factories.act())
     assert stale.state == "CREATED"
     with unchanged():
         with pytest.raises(approvals.AlreadyDecided):
-            services.decide_expense(stale, verdict=Verdict.REJECTED, reason="r", **WHO)
+            approvals.decide(stale.approval, Verdict.REJECTED, factories.act(reason="r"))
         with pytest.raises(services.NotWaiting):
-            services.register_callback(stale, factories.address("wf-1"), **WHO)
-    entry = services.record_payment(stale, **WHO)
+            services.register_callback(stale, factories.address("wf-1"), factories.act())
+    entry = services.record_payment(stale, factories.act())
     assert (entry.expense, entry.paid_at) == (stale, factories.NOW)
     assert Expense.objects.get().payment == LedgerEntry.objects.get()
 
@@ -235,7 +233,7 @@ def test_a_submission_never_takes_another_expenses_workflow(unchanged: Unchanged
     """X7: ExpenseExists, and nothing is stored."""
     factories.expense("other", workflow_id="expense_exp-1")
     with unchanged(), pytest.raises(services.ExpenseExists):
-        services.submit_expense("exp-1", details=factories.DETAILS, **WHO)
+        services.submit_expense("exp-1", details=factories.DETAILS, act=factories.act())
 
 
 # One transaction
@@ -243,7 +241,7 @@ def test_a_submission_never_takes_another_expenses_workflow(unchanged: Unchanged
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
-    "broken", ["approvals.services.record_decision", "outbox.services.enqueue"]
+    "broken", ["approvals.services.record", "expenses.services._notify", "outbox.services.enqueue"]
 )
 def test_a_decision_that_fails_halfway_changes_nothing(
     unchanged: Unchanged, monkeypatch: pytest.MonkeyPatch, broken: str
@@ -256,7 +254,7 @@ def test_a_decision_that_fails_halfway_changes_nothing(
 
     monkeypatch.setattr(broken, fail)
     with unchanged(), pytest.raises(IntegrityError):
-        services.decide_expense(expense, verdict=Verdict.APPROVED, **WHO)
+        approvals.decide(expense.approval, Verdict.APPROVED, factories.act())
 
 
 @pytest.mark.django_db(transaction=True)
@@ -264,7 +262,7 @@ def test_a_decision_inside_a_transaction_is_refused(unchanged: Unchanged) -> Non
     """X1: a decision is durable when its service returns."""
     expense = factories.expense()
     with unchanged(), transaction.atomic(), pytest.raises(RuntimeError, match="durable"):
-        services.decide_expense(expense, verdict=Verdict.APPROVED, **WHO)
+        approvals.decide(expense.approval, Verdict.APPROVED, factories.act())
 
 
 def test_a_decision_before_the_registration_goes_to_the_workflows_wait() -> None:

@@ -9,7 +9,7 @@ from django.http import HttpResponse
 from django.test import Client, RequestFactory
 
 from access import groups
-from expenses import services
+from approvals import services as approvals
 from expenses.models import Expense
 from expensesite import browser_headers
 from orders.models import StockItem
@@ -104,13 +104,10 @@ def test_texts_on_the_pages_are_marked(admin: Client) -> None:
     approver = factories.user(groups.APPROVER)
     expense = factories.expense("exp-1", submitter=submitter)
     Expense.objects.filter(pk=expense.pk).update(merchant=REVERSED, description=REVERSED)
-    services.decide_expense(
-        expense,
-        verdict=factories.Verdict.REJECTED,
-        actor=factories.actors.Actor.of(approver),
-        route=factories.Route.REST,
-        reason=f"because {REVERSED}",
-        now=factories.NOW,
+    approvals.decide(
+        expense.approval,
+        factories.Verdict.REJECTED,
+        factories.act(approver, reason=f"because {REVERSED}"),
     )
     for path in (
         "/admin/expenses/expense/",

@@ -70,8 +70,8 @@ async def _survive(stack: Stack, point: Point, action: Action) -> bool:
         # The hanging call has continued, too late: nothing changes.
         await asyncio.gather(*map(people.see, ids))
     assert stack.database.rows(
-        "SELECT count(*) FROM approvals_decision WHERE id NOT IN "
-        "(SELECT decision_id FROM expenses_expense WHERE decision_id IS NOT NULL)"
+        "SELECT count(*) FROM expenses_expense JOIN approvals_approval "
+        "ON approvals_approval.id = approval_id WHERE (state = 'CREATED') != (verdict IS NULL)"
     ) == [(0,)]
     return fired
 
@@ -221,8 +221,8 @@ class People:
     def _records(self, expense_id: str) -> dict[str, Any]:
         rows = self._stack.database.rows
         state = rows(
-            "SELECT state, verdict FROM expenses_expense LEFT JOIN approvals_decision "
-            "ON approvals_decision.id = decision_id WHERE expense_id = ?",
+            "SELECT state, verdict FROM expenses_expense JOIN approvals_approval "
+            "ON approvals_approval.id = approval_id WHERE expense_id = ?",
             expense_id,
         )
         events = [

@@ -98,7 +98,7 @@ DECISION: Final = (
     Point(
         name="decision-taken",  # after the compare-and-set, within the transaction
         process="web",
-        place="approvals.services:record_decision",
+        place="expenses.services:_notify",
         when="before",
         frees="kill",
         without={"drop": _UNANSWERED},
@@ -126,9 +126,9 @@ DECISION: Final = (
     Point(
         name="bulk-row",  # the second of three rows
         process="web",
-        place="expenses.services:decide_expense",
+        place="approvals.services:decide",
         when="after",
-        about=lambda expense, **_: expense.expense_id.endswith("-2"),
+        about=lambda approval, *_: approval.reference.endswith("-2"),
         frees="each row is its own transaction, and the approver repeats the action",
         reply="POST /admin/expenses/expense/",
     ),

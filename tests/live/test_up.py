@@ -195,6 +195,9 @@ def test_the_first_start_makes_the_files_of_an_installation(up: Up) -> None:
     settings = (up.directory / "settings.env").read_text()
     for name in ("SECRET_KEY", "EXPENSES_FERNET_KEYS"):
         assert re.search(rf"^{name}='.{{40,}}'$", settings, re.MULTILINE)
+    # Commands in other terminals act as these users.
+    for role in ("employee", "approver"):
+        assert f"LOCAL_{role.upper()}='{role}'\n" in settings
     # Nobody chose them: commands in other terminals have the same defaults as the site.
     assert "ORDERS_" not in settings
     # A stray `runserver` or a deployment from this directory must not be open to its machine.

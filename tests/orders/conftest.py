@@ -29,7 +29,7 @@ from tests.orders.integrations import FAULTS, Call, Hang, When
 from tests.worker.sites import eventually
 from worker import contracts
 from worker.orders.activities import OrderActivities
-from worker.orders.workflows import OrderWorkflow, Status
+from worker.orders.workflows import OrderWorkflow
 from worker.site import Site
 
 
@@ -110,8 +110,11 @@ class Shop:
 
     async def started(self, workflow_id: str) -> None:
         """Returns when the relay has started its workflow."""
-        key = services.start_key((await Order.objects.aget(workflow_id=workflow_id)).order_id)
+        key = services.KIND.key("start", (await self.record(workflow_id)).order_id)
         await gone(Message.objects.filter(key=key, settled_at=None))
+
+    async def record(self, workflow_id: str) -> Order:
+        return await services.with_approval().aget(workflow_id=workflow_id)
 
     async def answered_all(self) -> None:
         """Returns when no call of an integration is under way."""
@@ -119,7 +122,7 @@ class Shop:
 
     async def waiting(self, workflow_id: str) -> WorkflowHandle[Any, Any]:
         """The workflow, once it waits for the decision of the order."""
-        await gone(Order.objects.filter(workflow_id=workflow_id, expires_at=None))
+        await gone(Order.objects.filter(workflow_id=workflow_id, approval__expires_at__isnull=True))
         return self.workflow(workflow_id)
 
     async def ended(self, workflow_id: str) -> dict[str, Any]:
@@ -145,7 +148,7 @@ class Shop:
         else:
             assert isinstance(error, ApplicationError)
             assert (error.message, "failed") == (status["failure_reason"], status["status"])
-        told = await handle.query("get_status", result_type=Status)
+        told = await handle.query("get_status", result_type=contracts.OrderStatus)
         assert {
             "status": told.status,
             "current_step": told.current_step,

@@ -10,8 +10,8 @@ from django.contrib.auth.models import Permission
 from django.contrib.messages import get_messages
 from django.test import Client
 
-from access import actors, groups
-from approvals.models import AuditEntry, Decision, Route
+from access import groups
+from approvals.models import Approval, AuditEntry, Route
 from orders import services
 from orders.admin import StockItemForm
 from orders.models import Order, State, StockItem
@@ -60,7 +60,7 @@ def test_approving_in_the_list_starts_the_order(client: Client, pending: Order) 
     answer = act(client, "approve", pending)
     assert told(answer) == ["Approved: ORD-002. Queued; the workflow is notified automatically."]
     pending.refresh_from_db()
-    assert (pending.state, pending.decision.by) == (State.RUNNING, approver)
+    assert (pending.state, pending.approval.entry.by) == (State.RUNNING, approver)
     message = Message.objects.get(key="order-decision:ORD-002")
     assert message.kind == handlers.SIGNAL_WORKFLOW
     assert buttons(page_of(client, pending)) == []
@@ -71,7 +71,7 @@ def test_rejecting_without_a_reason_asks_for_it(client: Client, pending: Order) 
     client.force_login(factories.user(groups.APPROVER))
     question = act(client, "reject", pending)
     assert "Why is it rejected?" in question.content.decode()
-    assert not Decision.objects.exists()
+    assert Approval.objects.get().verdict is None
     act(client, "reject", pending, reason="too dear")
     pending.refresh_from_db()
     assert (pending.state, pending.failure_reason) == (State.CANCELLED, "too dear")
@@ -363,9 +363,7 @@ def test_only_operators_change_the_stock(client: Client, unchanged: Unchanged) -
 def test_snapshot_shows_the_records_of_one_moment(client: Client) -> None:
     """O7: orders, stock, payments and warehouse on one page."""
     order = factories.order("ORD-<7>")
-    services.cancel_order(
-        order, actor=actors.LOCAL, route=Route.ADMIN, now=factories.NOW, reason="<b>"
-    )
+    services.cancel_order(order, factories.act(route=Route.ADMIN, reason="<b>"))
     client.force_login(factories.user(groups.AUDITOR))
     html = client.get(SNAPSHOT).content.decode()
     for text in ("ORD-&lt;7&gt;", "compensating", "Desk lamp", "&lt;b&gt;", "None yet."):

@@ -1,7 +1,6 @@
 """`manage.py startorder` and `decideorder`: what a person reads, and how they end."""
 
 import asyncio
-import getpass
 import io
 import json
 import os
@@ -19,17 +18,15 @@ from django.db import connections
 from django.utils import timezone
 
 from access import groups
-from approvals.models import AuditEntry, Route, Verdict
+from approvals.models import Approval, AuditEntry, Route, Verdict
 from orders import base_command
 from orders.models import Order, State, StockItem
-from outbox.models import Message
 from tests import factories
 from tests.conftest import Unchanged
 from tests.orders.conftest import Shop
 from tests.orders.integrations import FAULTS, refused
 
 MANAGE = Path(__file__).resolve().parents[2] / "manage.py"
-CONSOLE = f"{getpass.getuser()} (console)"
 RULE = "=" * 70
 APPROVED = f"""\
 {RULE}
@@ -43,8 +40,12 @@ The workflow will now proceed with payment and fulfillment.
 
 
 @pytest.fixture(autouse=True)
-def _local(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def _local(settings: Any, monkeypatch: pytest.MonkeyPatch, transactional_db: None) -> None:
+    """An installation as `up` makes one: with an employee and an approver."""
     settings.EXPENSES_SITE_URL = "http://site"
+    settings.LOCAL_EMPLOYEE, settings.LOCAL_APPROVER = "employee", "approver"
+    factories.user(groups.EMPLOYEE, username="employee")
+    factories.user(groups.APPROVER, username="approver")
     monkeypatch.setattr(base_command, "POLL_SECONDS", 0.02)
 
 
@@ -140,10 +141,10 @@ Delivery:
 {RULE}
 """
     )
-    order = await Order.objects.aget()
-    assert (order.customer_email, order.submitter_id) == ("alice@example.com", None)
+    order = await Order.objects.select_related("submitter").aget()
+    assert (order.customer_email, order.submitter.username) == ("alice@example.com", "employee")
     submitted = await AuditEntry.objects.aget(event="submitted")
-    assert (submitted.actor, submitted.route) == (CONSOLE, Route.COMMAND)
+    assert (submitted.actor, submitted.route) == ("employee", Route.COMMAND)
 
 
 @pytest.mark.parametrize("wait", [[], ["--wait"]])
@@ -152,10 +153,8 @@ async def test_conflicting_workflow_ends_the_command_with_1(shop: Shop, wait: li
     workflow under its id that the records do not know."""
     name = f"ORD-008{len(wait)}"
     async with shop.worked():
-        assert (await running("startorder", "small", "--id", name, "--wait"))[0] == 0
-        await shop.ended(f"order-workflow-{name}")
-        await Order.objects.aupdate(order_id="forgotten", workflow_id="forgotten")
-        await Message.objects.aupdate(key="forgotten")
+        await shop.ended(await shop.order(workflow_id=f"order-workflow-{name}"))
+        await Order.objects.aupdate(workflow_id="forgotten")
         code, said = await running("startorder", "small", "--id", name, *wait)
     assert code == 1
     assert said.endswith(
@@ -213,10 +212,9 @@ Message: Order processed successfully
         )
         await shop.ended("order-workflow-ORD-002")
         await shop.at_rest()
-    order = await Order.objects.select_related("decision").aget()
-    assert order.decision is not None
-    decided = (order.decision.verdict, order.decision.actor, order.decision.route)
-    assert decided == (Verdict.APPROVED, CONSOLE, Route.COMMAND)
+    approval = await Approval.objects.select_related("entry").aget()
+    decided = (approval.verdict, approval.entry.actor, approval.entry.route)
+    assert decided == (Verdict.APPROVED, "approver", Route.COMMAND)
 
 
 async def test_rejected_order_prints_that_nothing_was_charged(shop: Shop) -> None:
@@ -515,6 +513,27 @@ class TestRefused:
         assert code == 1
         assert said.startswith(("auditor may not submit orders", "auditor has no permission"))
 
+    @pytest.mark.parametrize(
+        "command", [("startorder", "large"), ("decideorder", "ORD-002", "approve")]
+    )
+    def test_who_acts_is_named_elsewhere(
+        self, command: tuple[str, ...], unchanged: Unchanged, settings: Any
+    ) -> None:
+        """X3: only an installation made by `up` knows whose part its commands take."""
+        settings.LOCAL_EMPLOYEE = settings.LOCAL_APPROVER = ""
+        factories.order("ORD-002", State.PENDING)
+        with unchanged():
+            assert run(*command) == (1, "Say as whom you act, with --as USERNAME.")
+
+    @pytest.mark.usefixtures("impatient")
+    def test_elsewhere_the_commands_for_a_decision_name_somebody(self, settings: Any) -> None:
+        """O8: as `decideorder` needs it there."""
+        settings.LOCAL_EMPLOYEE = settings.LOCAL_APPROVER = ""
+        code, said = run("startorder", "large", "--as", "employee")
+        assert code == 0
+        assert "  ./manage.py decideorder ORD-002 approve --as USERNAME\n" in said
+        assert '  ./manage.py decideorder ORD-002 reject "REASON" --as USERNAME\n' in said
+
     @pytest.mark.usefixtures("impatient")
     def test_deciding_an_own_order_is_refused(self, unchanged: Unchanged) -> None:
         """X3: superusers neither, on the command line neither."""
@@ -532,8 +551,7 @@ class TestRefused:
         """O3, O8: the sentence says what to do, or the state of the order."""
         factories.order("small")
         factories.order("ORD 2", State.PENDING)
-        approved = factories.order("approved", large=True)
-        assert approved.decision is not None
+        factories.order("approved", large=True)
         with unchanged():
             for arguments, said in (
                 (
@@ -581,7 +599,9 @@ class TestRefused:
         assert Order.objects.get(order_id="other").state == State.PENDING
 
 
-@pytest.mark.parametrize("command", [("startorder", "small"), ("decideorder", "x", "approve")])
+@pytest.mark.parametrize(
+    "command", [("startorder", "small", "--as", "anna"), ("decideorder", "x", "approve")]
+)
 def test_missing_database_is_one_sentence(command: tuple[str, ...], tmp_path: Path) -> None:
     """O8: one sentence with the remedy, never a traceback."""
     environment = {

@@ -25,7 +25,11 @@ from tests import factories
 
 pytestmark = pytest.mark.django_db
 
-TIED = "order_state_tied_to_decision"
+KNOWN = "order_state_known"
+# Of the triggers in expensesite.guards.
+TIED = "An order waits with an undecided approval, and runs with an approved one"
+REPLACED = "Only a void approval of an order is replaced"
+ALL_STEPS = "order_completed_after_all_steps"
 ENDS_AS = "order_ends_as_tied_to_state"
 ENDED_AT = "order_ended_at_tied_to_state"
 POSITIVE = "order_attempt_and_total_positive"
@@ -57,11 +61,10 @@ def copied(row: Any, **changes: Any) -> Callable[[], Any]:
         *((State.RUNNING, False, {"state": s}, "state") for s in ("paid", "", "RUNNING")),
         # Nothing goes on without the decision that it needs.
         (State.PENDING, True, {"state": State.RUNNING}, TIED),
-        *((state, True, {"decision_id": None}, TIED) for state in CARRIED),
+        *((state, True, {"approval_id": None}, REPLACED) for state in CARRIED),
+        (State.PENDING, True, {"approval_id": None}, KNOWN),
         (State.RUNNING, True, {"state": State.PENDING}, TIED),
-        (State.RUNNING, False, {"state": State.PENDING}, TIED),
-        (State.PENDING, True, {"needs_approval": False}, TIED),
-        (State.RUNNING, True, {"needs_approval": False}, "order_decision_only_where_needed"),
+        (State.RUNNING, False, {"state": State.PENDING}, KNOWN),
         # How it ends belongs to its state, and when it ended to its end.
         (State.RUNNING, False, {"state": State.COMPENSATING}, ENDS_AS),
         *((state, True, {"ends_as": "failed"}, ENDS_AS) for state in NOT_ENDED[:2]),
@@ -72,10 +75,8 @@ def copied(row: Any, **changes: Any) -> Callable[[], Any]:
         *((one, False, {"state": State.RUNNING, "ended_at": None}, ENDS_AS) for one in UNDONE),
         *((state, False, {"ended_at": None}, ENDED_AT) for state in FINAL),
         *((state, True, {"ended_at": factories.NOW}, ENDED_AT) for state in NOT_ENDED),
-        *(
-            (State.COMPLETED, False, {"steps_begun": begun}, "order_completed_after_all_steps")
-            for begun in (0, 3)
-        ),
+        *((State.COMPLETED, False, {"steps_begun": begun}, ALL_STEPS) for begun in (0, 3, 5)),
+        (State.COMPLETED, False, {"step_names": [*factories.STEPS, "another"]}, ALL_STEPS),
         *((State.RUNNING, False, {"total": total}, POSITIVE) for total in (0, Decimal("-0.01"))),
         (State.RUNNING, False, {"attempt": 0}, POSITIVE),
         (State.RUNNING, False, {"order_id": ""}, "order_id_not_empty"),
@@ -96,9 +97,9 @@ def test_database_refuses_impossible_orders(
     refused(constraint, lambda: Order.objects.update(**change))
 
 
-@pytest.mark.parametrize("shared", ["order_id", "workflow_id", "decision_id"])
+@pytest.mark.parametrize("shared", ["order_id", "workflow_id", "approval_id"])
 def test_database_refuses_ids_shared_between_orders(shared: str) -> None:
-    """O7, X1: two orders share neither an id, nor a workflow, nor a decision."""
+    """O7, X1: two orders share neither an id, nor a workflow, nor an approval."""
     first = factories.order("a", large=True)
     factories.order("b", large=True)
     other = Order.objects.filter(order_id="b")

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from access import actors
 from approvals import services as approvals
 from approvals.models import Route
 from orders import integrations, services
@@ -114,13 +113,11 @@ class Integrations(RuleBasedStateMachine):
         adjust = partial(
             services.change_product,
             item,
+            factories.act(route=Route.ADMIN),
             name=item.name,
             unit_price=item.unit_price,
             currency=item.currency,
             pieces=by,
-            actor=actors.LOCAL,
-            route=Route.ADMIN,
-            now=factories.NOW,
         )
         if self.available()[name] + by < 0:
             with pytest.raises(approvals.WrongState):

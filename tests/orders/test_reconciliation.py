@@ -17,9 +17,8 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from access import actors
 from approvals import services as approvals
-from approvals.models import Route, Verdict
+from approvals.models import Approval, Route, Verdict
 from orders import services
 from orders.models import FINAL, UNDONE, Order, State
 from orders.reconciliation import COMPARISON
@@ -76,24 +75,19 @@ async def reconcile(*arguments: str) -> tuple[int, str]:
 
 
 async def of(workflow_id: str) -> Order:
-    return await Order.objects.select_related("decision").aget(workflow_id=workflow_id)
+    return await services.with_approval().aget(workflow_id=workflow_id)
 
 
 async def decide(workflow_id: str, verdict: Verdict) -> None:
-    decide = sync_to_async(services.decide_order)
-    await decide(
-        await of(workflow_id),
-        verdict=verdict,
-        actor=actors.LOCAL,
-        route=Route.REST,
-        reason="asked",
-        now=timezone.now(),
-    )
+    approval = (await of(workflow_id)).approval
+    assert approval is not None
+    act = factories.act(route=Route.REST, at=timezone.now(), reason="asked")
+    await sync_to_async(approvals.decide)(approval, verdict, act)
 
 
 async def cancel(workflow_id: str) -> None:
     cancel = sync_to_async(services.cancel_order)
-    await cancel(await of(workflow_id), actor=actors.LOCAL, route=Route.REST, now=timezone.now())
+    await cancel(await of(workflow_id), factories.act(route=Route.REST, at=timezone.now()))
 
 
 async def idle(shop: Shop, workflow_id: str) -> None:
@@ -359,7 +353,7 @@ async def test_after_a_wiped_server_open_orders_start_again(
             (f"order {open_order.order_id}", State.PENDING, "its workflow is unknown", START)
         ]
         assert (await reconcile("--fix"))[0] == 0
-        await Order.objects.aupdate(expires_at=None)
+        await Approval.objects.aupdate(expires_at=None)
         async with shop.worked():
             await shop.waiting(ids[1])
             await decide(ids[1], Verdict.APPROVED)

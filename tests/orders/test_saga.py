@@ -11,7 +11,6 @@ from tests.faults.proxy import ReplyDropper
 from tests.orders.conftest import Shop, reached
 from tests.orders.integrations import FAULTS, Call, When, lost, refused
 from worker import contracts
-from worker.orders import activities
 
 UNDO: dict[str, list[Call]] = {
     "inventory-check": [],
@@ -47,21 +46,21 @@ async def test_small_order_is_completed(shop: Shop) -> None:
         contracts.SEND_CONFIRMATION,
     ]
     assert told["steps_completed"] == status["steps_completed"]
-    results = {
-        step: {**status["results"][step], "message": message}
-        for step, message in (
-            (contracts.PROCESS_PAYMENT, "Payment of $49.00 processed successfully"),
-            (contracts.RESERVE_INVENTORY, "Reserved 1 item(s) successfully"),
-            (contracts.UPDATE_WAREHOUSE, "Delivery scheduled"),
+    paid, reserved, sent = (
+        status["results"][step]
+        for step in (
+            contracts.PROCESS_PAYMENT,
+            contracts.RESERVE_INVENTORY,
+            contracts.UPDATE_WAREHOUSE,
         )
-    }
+    )
     assert result == contracts.OrderResult(
         status["order_id"],
         "completed",
         "Order processed successfully",
-        payment=results[contracts.PROCESS_PAYMENT],
-        inventory=results[contracts.RESERVE_INVENTORY],
-        delivery=results[contracts.UPDATE_WAREHOUSE],
+        payment=contracts.PaymentResult("Payment of $49.00 processed successfully", **paid),
+        inventory=contracts.ReservationResult("Reserved 1 item(s) successfully", **reserved),
+        delivery=contracts.DeliveryResult("Delivery scheduled", **sent),
     )
     mail = await Mail.objects.aget()
     assert mail.recipient == "alice@example.com"
@@ -226,7 +225,7 @@ async def test_lost_reply_of_the_site_changes_nothing(shop: Shop) -> None:
                 assert (await shop.ended(workflow_id))["status"] == end
             await shop.at_rest()
     steps = {request.split("/")[-1].split()[0] for request in asked}
-    assert steps == {*activities.STEPS, *activities.UNTIL_IT_SUCCEEDS}
+    assert steps == set(contracts.STEPS)
     # The step that was cancelled is not asked for again.
     once = [request for request, times in asked.items() if times == 1]
     assert [request.split("/")[-1] for request in once] in ([], [contracts.PROCESS_PAYMENT])

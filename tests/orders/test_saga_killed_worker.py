@@ -53,17 +53,17 @@ class Standstill:
         self._lock = threading.Lock()
         self._carry_out = fulfilment.carry_out
 
-    def __call__(self, order: Order, step: str, **asked: Any) -> dict[str, Any]:
+    def __call__(self, order: Order, step: str, *asked: Any) -> Any:
         here = (str(order.pk), step)
         when = "" if self.killed.is_set() else self.steps.get(here, "")
         if not when:
-            return self._carry_out(order, step, **asked)
+            return self._carry_out(order, step, *asked)
         with self._lock:
             self.under_way += 1
         try:
             if when == "before":
                 self._stand(here)
-            answer = self._carry_out(order, step, **asked)
+            answer = self._carry_out(order, step, *asked)
             if when == "after":
                 self._stand(here)
             return answer

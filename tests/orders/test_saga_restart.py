@@ -8,13 +8,13 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.utils import timezone
 
-from access import actors
-from orders import fulfilment, services
+from orders import services
 from orders.models import Order
 from outbox import handlers
 from outbox.models import Message
 from temporal.client import Temporal, Unreachable
 from temporal.outcomes import Outcome
+from tests import factories
 from tests.orders.conftest import Shop, reached
 from tests.orders.integrations import FAULTS, Call, Hang, When
 from worker import contracts
@@ -110,11 +110,16 @@ async def test_completed_order_of_a_terminated_run_stays_completed(shop: Shop) -
             status = await shop.ended(workflow_id)
             result = await shop.workflow(workflow_id).result()
             assert status["status"] == "completed"
-            assert {**result.payment, **result.inventory, **result.delivery}.items() >= {
-                "charge_id": status["results"]["process_payment"]["charge_id"],
-                **status["results"]["reserve_inventory"],
-                **status["results"]["update_warehouse"],
-            }.items()
+            parts = (result.payment, result.inventory, result.delivery)
+            said = {name: value for part in parts for name, value in vars(part).items()}
+            assert (
+                said.items()
+                >= {
+                    "charge_id": status["results"]["process_payment"]["charge_id"],
+                    **status["results"]["reserve_inventory"],
+                    **status["results"]["update_warehouse"],
+                }.items()
+            )
             hang.released.set()
         await shop.answered_all()
         await shop.at_rest()
@@ -135,7 +140,7 @@ async def test_start_after_the_end_of_the_earlier_run_succeeds(shop: Shop) -> No
     order = await Order.objects.aget()
     async with shop.relayed():
         await shop.started(workflow_id)
-    message = await Message.objects.aget(key=services.start_key(order.order_id))
+    message = await Message.objects.aget(key=services.KIND.key("start", order.order_id))
     second = {**message.payload, "memo": {"order": str(order.pk), "attempt": 2}}
     with pytest.raises(Unreachable):
         await START(SlowToDescribe(), second)
@@ -149,7 +154,7 @@ async def test_late_start_changes_nothing(shop: Shop) -> None:
     async with shop.worked(relay=False):
         workflow_id = await shop.order(fail_at="payment")
         order = await Order.objects.aget(workflow_id=workflow_id)
-        message = await Message.objects.aget(key=services.start_key(order.order_id))
+        message = await Message.objects.aget(key=services.KIND.key("start", order.order_id))
         start_first_attempt = partial(START, temporal, message.payload)
         async with shop.relayed():
             assert (await shop.ended(workflow_id))["status"] == "failed"
@@ -179,12 +184,10 @@ async def test_message_for_an_attempt_reaches_no_other_attempt(
         approved = await shop.order("SKU-1001")
         async with shop.relayed():
             await shop.waiting(approved)
-            await sync_to_async(fulfilment.carry_out)(
-                await Order.objects.aget(workflow_id=approved),
+            await sync_to_async(factories.carry)(
+                await shop.record(approved),
                 contracts.BEGIN_COMPENSATION,
-                attempt=1,
-                details={"reason": "tested"},
-                actor=actors.LOCAL,
+                reason="tested",
                 now=timezone.now(),
             )
             await shop.workflow(approved).signal("approve_order")

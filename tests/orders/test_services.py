@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
@@ -12,7 +13,8 @@ from django.db import IntegrityError, transaction
 
 from access import actors, groups
 from approvals import services as approvals
-from approvals.models import AuditEntry, Decision, Route, Verdict
+from approvals.models import Approval, AuditEntry, Route, Verdict
+from approvals.services import Act
 from orders import examples, fulfilment, services
 from orders.integrations import Item
 from orders.models import Order, State, StockItem
@@ -25,7 +27,8 @@ from worker import contracts
 # A submission that names its workflow asks Temporal whether the id is free.
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_temporal")]
 
-WHO: Any = {"actor": actors.LOCAL, "route": Route.PROTOCOL, "now": factories.NOW}
+ACT = factories.act()
+LATER = factories.NOW + timedelta(minutes=1)
 CUSTOMER = services.Customer(
     customer_id="cust-42",
     payment_method="tok_visa",
@@ -35,16 +38,21 @@ CUSTOMER = services.Customer(
 )
 
 
-def acting(*group_names: str, **fields: Any) -> actors.Actor:
-    return actors.Actor.of(factories.user(*group_names, **fields))
+def by(*group_names: str) -> Act:
+    """An act of a person in these groups."""
+    return factories.act(factories.user(*group_names))
 
 
-def submit(*items: Item, order_id: str = "ord-1", workflow_id: str = "", **act: Any) -> Order:
+def submit(*items: Item, order_id: str = "ord-1", workflow_id: str = "", act: Act = ACT) -> Order:
     factories.stock()
     submission = services.Submission(
         items=items, customer=CUSTOMER, order_id=order_id, workflow_id=workflow_id
     )
-    return services.submit_order(submission, **{**WHO, **act})
+    return services.submit_order(submission, act)
+
+
+def decide(order: Order, verdict: Verdict, act: Act) -> Message | None:
+    return approvals.decide(approvals.approval_of(services.KIND, order, verdict, act), verdict, act)
 
 
 def product(product_id: str, price: str, currency: str = "USD") -> Item:
@@ -71,13 +79,14 @@ def messages() -> list[tuple[str, str]]:
 def test_submission_stores_order_audit_entry_and_start() -> None:
     """O1, O8, X1, X5: one transaction stores the order at the current prices, its lines, its audit
     entry and the start of its workflow, whose memo marks the run."""
-    actor = acting(groups.EMPLOYEE)
-    order = submit(Item("SKU-003", 2), Item("SKU-001", 3), actor=actor, route=Route.REST)
+    person = factories.user(groups.EMPLOYEE)
+    act = factories.act(person, Route.REST)
+    order = submit(Item("SKU-003", 2), Item("SKU-001", 3), act=act)
     StockItem.objects.update(unit_price=1)
     order.refresh_from_db()
-    assert (order.state, order.attempt, order.needs_approval) == ("running", 1, False)
+    assert (order.state, order.attempt, order.approval) == ("running", 1, None)
     assert (order.total, order.currency) == (Decimal("93.40"), "USD")
-    assert (order.submitter, order.created_at) == (actor.user, factories.NOW)
+    assert (order.submitter, order.created_at) == (person, factories.NOW)
     assert {name: getattr(order, name) for name in vars(CUSTOMER)} == vars(CUSTOMER)
     assert list(order.lines.values_list("product_id", "name", "quantity", "unit_price")) == [
         ("SKU-003", "Notebook", 2, Decimal("9.95")),
@@ -85,7 +94,7 @@ def test_submission_stores_order_audit_entry_and_start() -> None:
     ]
     entry = AuditEntry.objects.get()
     assert (entry.event, entry.subject, entry.subject_id) == ("submitted", "order", "ord-1")
-    assert (entry.by, entry.route, entry.at) == (actor.user, "rest", factories.NOW)
+    assert (entry.by, entry.route, entry.at) == (person, "rest", factories.NOW)
     message = Message.objects.get()
     assert (message.key, message.kind) == ("order-start:ord-1", "start_workflow")
     assert message.payload == {
@@ -95,6 +104,12 @@ def test_submission_stores_order_audit_entry_and_start() -> None:
             "order_id": "ord-1",
             "attempt": 1,
             "needs_approval": False,
+            "steps": [
+                "check_inventory",
+                "reserve_inventory",
+                "process_payment",
+                "update_warehouse",
+            ],
             "fail_at": "",
         },
         "workflow_id": "order-ord-1",
@@ -120,7 +135,7 @@ def test_total_above_the_threshold_needs_a_decision(
     """O1: exactly 1000.00 needs nobody; a cent above does. Sums are exact."""
     order = submit(*items)
     order.refresh_from_db()
-    assert (order.total, order.needs_approval) == (Decimal(total), needs_approval)
+    assert (order.total, order.approval is not None) == (Decimal(total), needs_approval)
     assert order.state == ("pending" if needs_approval else "running")
     argument = Message.objects.get().payload["argument"]
     assert argument["needs_approval"] is needs_approval
@@ -135,8 +150,26 @@ def test_changed_settings_do_not_apply_to_submitted_orders(settings: Any) -> Non
     settings.ORDERS_APPROVAL_SECONDS = 300
     answer = factories.carry(order, contracts.AWAIT_APPROVAL)
     assert answer["seconds_left"] == 7
-    order.refresh_from_db()
-    assert order.expires_at == factories.NOW + timedelta(seconds=7)
+    assert Approval.objects.get().expires_at == factories.NOW + timedelta(seconds=7)
+
+
+def test_an_approval_says_what_is_to_be_decided() -> None:
+    """O1, X3, X4: it is opened with the order, and has a copy of the total. A search finds it by
+    the customer and the products."""
+    person = factories.user(groups.EMPLOYEE)
+    act = factories.act(person, Route.REST)
+    order = submit(Item("SKU-1001", 2), act=act)
+    approval = Approval.objects.get()
+    assert (order.approval, approval.order) == (approval, order)
+    assert (approval.kind, approval.reference, approval.verdict) == ("order", "ord-1", None)
+    assert (approval.submitter, approval.opened_by) == (person, None)
+    assert (order.total, approval.amount, approval.currency) == (*[Decimal("2000.02")] * 2, "USD")
+    assert (approval.title, approval.category) == ("Alice Smith", "")
+    assert (approval.opened_at, approval.expires_at) == (factories.NOW, None)
+    words = ("ord-1", "alice smith", "order-ord-1", "cust-42", "sku-1001", "a cent above")
+    assert all(word in approval.search_text for word in words)
+    factories.order("ord-2", State.PENDING)
+    assert Approval.objects.get(reference="ord-2").title == "cust-42"
 
 
 def test_lines_of_one_product_become_one() -> None:
@@ -255,24 +288,22 @@ def test_new_order_ids_differ() -> None:
 def test_decision_stores_verdict_audit_entry_and_signal(
     verdict: Verdict, state: State, signal: str, started: bool
 ) -> None:
-    """O3, O4, O10, X1, X5: the state, the decision, its audit row and the signal, at once; a
+    """O3, O4, O10, X1, X5: the state, the verdict, its audit entry and the signal, at once; a
     rejected order is cancelled for the reason of the rejection, and has cost nothing."""
-    actor = acting(groups.APPROVER)
+    person = factories.user(groups.APPROVER)
     order = factories.order(state=State.PENDING)
     if started:
         Message.objects.update(outcome=Outcome.DELIVERED, settled_at=factories.NOW)
-    message = services.decide_order(
-        order, verdict=verdict, reason="as read", **{**WHO, "actor": actor, "route": Route.REST}
-    )
+    message = decide(order, verdict, factories.act(person, Route.REST, reason="as read"))
     order.refresh_from_db()
     cancelled = state == State.CANCELLED
     assert (order.state, order.ended_at) == (state, factories.NOW if cancelled else None)
     assert order.failure_reason == ("as read" if cancelled else "")
-    decision = Decision.objects.get()
-    assert order.decision == decision
-    assert (decision.verdict, decision.by, decision.actor) == (verdict, actor.user, actor.name)
-    assert (decision.route, decision.reason) == ("rest", "as read")
-    assert trail() == [(verdict.lower(), actor.name, "rest", "as read")]
+    approval = Approval.objects.get()
+    assert (order.approval, approval.verdict) == (approval, verdict)
+    assert approval.entry == AuditEntry.objects.latest("pk")
+    assert approval.entry.by == person
+    assert trail() == [(verdict.lower(), person.username, "rest", "as read")]
     assert message is not None
     assert messages()[1:] == [("order-decision:ord-1", "signal_workflow")]
     assert message.payload == {
@@ -286,7 +317,7 @@ def test_decision_stores_verdict_audit_entry_and_signal(
 
 def test_approval_needs_no_reason() -> None:
     order = factories.order(state=State.PENDING)
-    services.decide_order(order, verdict=Verdict.APPROVED, **WHO)
+    decide(order, Verdict.APPROVED, ACT)
     assert trail() == [("approved", "local", "protocol", "")]
 
 
@@ -296,19 +327,23 @@ def test_only_approvers_decide(unchanged: Unchanged) -> None:
     owner = factories.user(groups.EMPLOYEE, groups.APPROVER, is_superuser=True)
     order = factories.order(state=State.PENDING, submitter=owner)
     for verdict in (Verdict.APPROVED, Verdict.REJECTED):
-        for actor, refusal in (
-            (actors.Actor.of(owner), approvals.SelfApproval),
-            *((acting(*name), approvals.NotPermitted) for name in ROLES_THAT_DO_NOT_DECIDE),
+        for person, refusal in (
+            (owner, approvals.SelfApproval),
+            *(
+                (factories.user(*names), approvals.NotPermitted)
+                for names in ROLES_THAT_DO_NOT_DECIDE
+            ),
         ):
             with unchanged(refusals=1), pytest.raises(refusal):
-                services.decide_order(order, verdict=verdict, reason="r", **{**WHO, "actor": actor})
+                decide(order, verdict, factories.act(person, reason="r"))
             row = AuditEntry.objects.latest("pk")
-            assert (row.subject, row.subject_id, row.by) == ("order", "ord-1", actor.user)
-    for actor in (actors.LOCAL, acting(groups.APPROVER), acting(is_superuser=True)):
+            assert (row.subject, row.subject_id, row.by) == ("order", "ord-1", person)
+    for person in (None, factories.user(groups.APPROVER), factories.user(is_superuser=True)):
         with unchanged(), pytest.raises(approvals.ReasonMissing):
-            services.decide_order(order, verdict=Verdict.REJECTED, **{**WHO, "actor": actor})
-    with unchanged(refusals=1), pytest.raises(approvals.NotPermitted):
-        services.decide_order(order, verdict=Verdict.EXPIRED, **WHO)
+            decide(order, Verdict.REJECTED, factories.act(person))
+    for verdict in (Verdict.EXPIRED, Verdict.WITHDRAWN):
+        with unchanged(refusals=1), pytest.raises(approvals.NotPermitted):
+            decide(order, verdict, factories.act(owner))
 
 
 ROLES_THAT_DO_NOT_DECIDE = [(), *((name,) for name in groups.NAMES if name != groups.APPROVER)]
@@ -323,7 +358,7 @@ def test_order_that_is_not_pending_is_not_decided(
     order = factories.order(state=state, large=large)
     for verdict in (Verdict.APPROVED, Verdict.REJECTED):
         with unchanged(), pytest.raises(approvals.WrongState) as error:
-            services.decide_order(order, verdict=verdict, reason="late", **WHO)
+            decide(order, verdict, factories.act(reason="late"))
         if large:
             assert isinstance(error.value, approvals.AlreadyDecided)
             assert str(error.value) == "ord-1 was already approved by local."
@@ -336,35 +371,33 @@ def test_order_that_is_not_pending_is_not_decided(
 def test_stale_record_decides_nothing(unchanged: Unchanged) -> None:
     """X1: the service compares with the row, not with the record that the caller read earlier."""
     stale = factories.order(state=State.PENDING)
-    services.decide_order(Order.objects.get(), verdict=Verdict.REJECTED, reason="r", **WHO)
+    decide(Order.objects.get(), Verdict.REJECTED, factories.act(reason="r"))
     assert stale.state == "pending"
     with unchanged():
         with pytest.raises(approvals.AlreadyDecided):
-            services.decide_order(stale, verdict=Verdict.APPROVED, **WHO)
-        services.cancel_order(stale, **WHO)
+            decide(stale, Verdict.APPROVED, ACT)
+        services.cancel_order(stale, ACT)
 
 
 def test_cancellation_never_applies_to_the_next_attempt(unchanged: Unchanged) -> None:
     """O5, X1: an order that is retried after the person read it is not cancelled; the person is
     told."""
     stale = factories.order(state=State.FAILED)
-    services.retry_order(Order.objects.get(), **WHO)
+    services.retry_order(Order.objects.get(), ACT)
     with (
         unchanged(),
         pytest.raises(
             approvals.WrongState, match=r"^ord-1 was retried meanwhile; cancel once more\.$"
         ),
     ):
-        services.cancel_order(stale, **WHO)
-    services.cancel_order(Order.objects.get(), **WHO)
+        services.cancel_order(stale, ACT)
+    services.cancel_order(Order.objects.get(), ACT)
     assert Order.objects.get().state == State.CANCELLED
     assert Message.objects.get(kind="cancel_workflow").payload["memo"]["attempt"] == 2
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize(
-    "broken", ["approvals.services.record_decision", "outbox.services.enqueue"]
-)
+@pytest.mark.parametrize("broken", ["approvals.services.record", "outbox.services.enqueue"])
 def test_decision_is_one_transaction(
     unchanged: Unchanged, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -372,14 +405,14 @@ def test_decision_is_one_transaction(
     transaction, so a decision is durable when the service returns."""
     order = factories.order(state=State.PENDING)
     with unchanged(), transaction.atomic(), pytest.raises(RuntimeError, match="durable"):
-        services.decide_order(order, verdict=Verdict.APPROVED, **WHO)
+        decide(order, Verdict.APPROVED, ACT)
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise IntegrityError
 
     monkeypatch.setattr(broken, fail)
     with unchanged(), pytest.raises(IntegrityError):
-        services.decide_order(order, verdict=Verdict.APPROVED, **WHO)
+        decide(order, Verdict.APPROVED, ACT)
 
 
 # Cancellation
@@ -397,12 +430,13 @@ def test_cancelling_ends_or_undoes_the_order(
     person = factories.user(groups.EMPLOYEE)
     order = factories.order(state=state, submitter=person)
     factories.carry(order, *factories.STEPS[:steps])
-    who = {**WHO, "actor": actors.Actor.of(person), "route": Route.REST}
-    services.cancel_order(order, reason=reason, **who)
+    act = factories.act(person, Route.REST, reason=reason)
+    services.cancel_order(order, act)
     order.refresh_from_db()
     at_once = steps == 0
     assert order.state == (State.CANCELLED if at_once else State.COMPENSATING)
-    assert (order.ends_as, order.decision) == ("cancelled", None)
+    assert order.ends_as == "cancelled"
+    assert order.approval is None or order.approval.verdict == Verdict.VOID
     assert order.ended_at == (factories.NOW if at_once else None)
     said = f"cancelled by {person.username}"
     assert order.failure_reason == (f"{said}: {reason}" if reason else said)
@@ -414,13 +448,13 @@ def test_cancelling_ends_or_undoes_the_order(
         "started": False,
     }
     with unchanged():
-        services.cancel_order(order, reason="again", **who)
+        services.cancel_order(order, replace(act, reason="again"))
 
 
 def test_step_after_the_cancellation_is_refused(unchanged: Unchanged) -> None:
     """O5: after a cancellation the first step is refused."""
     order = factories.order()
-    services.cancel_order(order, **WHO)
+    services.cancel_order(order, ACT)
     with unchanged(), pytest.raises(fulfilment.NotNow):
         factories.carry(order, contracts.CHECK_INVENTORY)
 
@@ -431,7 +465,7 @@ def test_ended_or_failing_order_is_not_cancelled(unchanged: Unchanged, state: St
     order = factories.order(state=state)
     why = f"^ord-1 cannot be cancelled: it is {order.get_state_display()}"
     with unchanged(), pytest.raises(approvals.WrongState, match=why):
-        services.cancel_order(order, **WHO)
+        services.cancel_order(order, ACT)
 
 
 @pytest.mark.parametrize("state", State)
@@ -440,10 +474,10 @@ def test_only_submitter_and_operators_cancel(unchanged: Unchanged, state: State)
     order = factories.order(state=state, submitter=factories.user(groups.EMPLOYEE))
     for name in [name for name in groups.NAMES if name != groups.OPERATOR]:
         with unchanged(refusals=1), pytest.raises(approvals.NotPermitted):
-            services.cancel_order(order, **{**WHO, "actor": acting(name)})
+            services.cancel_order(order, by(name))
         assert AuditEntry.objects.latest("pk").reason.startswith("cancel: ")
     if state == State.RUNNING:
-        services.cancel_order(order, **{**WHO, "actor": acting(groups.OPERATOR)})
+        services.cancel_order(order, by(groups.OPERATOR))
         assert Order.objects.get().state == State.CANCELLED
 
 
@@ -457,13 +491,13 @@ def test_retry_begins_the_next_attempt(large: bool) -> None:
     order = factories.order(state=State.FAILED, large=large)
     Order.objects.update(fail_at="payment")
     Message.objects.update(outcome=Outcome.DELIVERED, settled_at=factories.NOW)
-    decision = order.decision
-    services.retry_order(order, reason="once more", **WHO)
+    approval = order.approval
+    services.retry_order(order, factories.act(reason="once more"))
     order.refresh_from_db()
     assert (order.state, order.attempt, order.fail_at) == ("running", 2, "")
     assert order.steps_begun == 0
-    assert (order.decision, order.ends_as, order.failure_reason) == (decision, "", "")
-    assert (order.ended_at, order.expires_at) == (None, None)
+    assert (order.approval, order.ends_as, order.failure_reason) == (approval, "", "")
+    assert (order.ended_at, Approval.objects.count()) == (None, large)
     assert trail()[-1] == ("retried", "local", "protocol", "once more")
     start = Message.objects.get(key="order-start:ord-1")
     assert (start.outcome, start.settled_at) == (None, None)
@@ -472,35 +506,57 @@ def test_retry_begins_the_next_attempt(large: bool) -> None:
 
 
 def test_retry_before_a_decision_waits_for_one() -> None:
-    """O1, O3: an order that failed before anybody decided waits for the decision again."""
-    order = factories.order(state=State.PENDING)
+    """O1, O3: an order that failed before anybody decided waits for the decision again, with
+    another approval; the old one stays void, and says in its entry how it ended."""
+    person = factories.user(groups.EMPLOYEE)
+    order = factories.order(state=State.PENDING, submitter=person)
     factories.carry(order, contracts.AWAIT_APPROVAL)
     factories.carry(order, contracts.BEGIN_COMPENSATION, reason="bad window")
-    services.retry_order(order, **WHO)
+    old = Approval.objects.get()
+    assert (old.verdict, old.entry) == (Verdict.VOID, AuditEntry.objects.latest("pk"))
+    assert (old.entry.event, old.entry.reason) == ("failed", "its workflow failed: bad window")
+    services.retry_order(order, factories.act(at=LATER))
     order.refresh_from_db()
-    assert (order.state, order.attempt, order.expires_at) == (State.PENDING, 2, None)
-    services.decide_order(order, verdict=Verdict.APPROVED, **WHO)
+    assert (order.state, order.attempt) == (State.PENDING, 2)
+    new = order.approval
+    assert new is not None
+    assert new != old
+    assert (new.verdict, new.opened_at, new.expires_at) == (None, LATER, None)
+    copied = ("kind", "reference", "submitter", "amount", "currency", "title", "search_text")
+    assert [getattr(new, name) for name in copied] == [getattr(old, name) for name in copied]
+    decide(order, Verdict.APPROVED, ACT)
     assert Order.objects.get().state == State.RUNNING
+    old.refresh_from_db()
+    assert (old.verdict, old.entry.event) == (Verdict.VOID, "failed")
 
 
-def test_decision_on_an_earlier_attempt_is_refused(unchanged: Unchanged) -> None:
-    """O3: who decides on an attempt that failed since is asked to look at the next one."""
+@pytest.mark.parametrize("verdict", [Verdict.APPROVED, Verdict.REJECTED])
+@pytest.mark.parametrize("retried", [False, True])
+def test_decision_on_an_earlier_attempt_is_refused(
+    unchanged: Unchanged, retried: bool, verdict: Verdict
+) -> None:
+    """O3: a decision on an attempt that ended since never applies to the next attempt."""
     stale = factories.order(state=State.PENDING)
     order = Order.objects.get()
     factories.carry(order, contracts.BEGIN_COMPENSATION, reason="bad window")
-    services.retry_order(order, **WHO)
-    why = r"^ord-1 was retried meanwhile; decide once more\.$"
-    with unchanged(), pytest.raises(approvals.WrongState, match=why):
-        services.decide_order(stale, verdict=Verdict.APPROVED, **WHO)
+    if retried:
+        services.retry_order(order, ACT)
+    with unchanged(), pytest.raises(approvals.WrongState) as error:
+        decide(stale, verdict, factories.act(reason="late"))
+    assert str(error.value) == (
+        "ord-1 was retried meanwhile; decide once more."
+        if retried
+        else "ord-1 waits for no decision: it is failed."
+    )
 
 
 def test_retry_of_a_stale_record_keeps_the_decision() -> None:
     """O3: the row says whether a decision is due, not the record that the caller read earlier."""
     stale = factories.order(state=State.PENDING)
     order = Order.objects.get()
-    services.decide_order(order, verdict=Verdict.APPROVED, **WHO)
+    decide(order, Verdict.APPROVED, ACT)
     factories.carry(order, contracts.BEGIN_COMPENSATION, contracts.CLOSE_ORDER, reason="broken")
-    services.retry_order(stale, **WHO)
+    services.retry_order(stale, ACT)
     order.refresh_from_db()
     assert (order.state, order.attempt) == (State.RUNNING, 2)
 
@@ -510,7 +566,7 @@ def test_retry_while_the_start_is_under_way_replaces_it() -> None:
     start of the next attempt, and the report of the earlier delivery is ignored."""
     order = factories.order(state=State.FAILED)
     held = Message.objects.get()
-    services.retry_order(order, **WHO)
+    services.retry_order(order, ACT)
     message = Message.objects.get()
     assert message.payload["argument"]["attempt"] == 2
     assert (message.outcome, message.settled_at) == (None, None)
@@ -523,30 +579,30 @@ def test_only_a_failed_order_is_retried(unchanged: Unchanged, state: State) -> N
     order = factories.order(state=state)
     why = f"^Only a failed order is retried; ord-1 is {order.get_state_display()}"
     with unchanged(), pytest.raises(approvals.WrongState, match=why):
-        services.retry_order(order, **WHO)
+        services.retry_order(order, ACT)
 
 
 def test_retry_of_an_earlier_failure_is_refused(unchanged: Unchanged) -> None:
     """O5: who saw the first attempt fail does not retry the second, which failed since."""
     order = factories.order(state=State.FAILED)
     stale = Order.objects.get()
-    services.retry_order(order, **WHO)
+    services.retry_order(order, ACT)
     ending = (contracts.BEGIN_COMPENSATION, contracts.CLOSE_ORDER)
     factories.carry(order, *ending, attempt=2, reason="again")
     with unchanged(), pytest.raises(approvals.WrongState):
-        services.retry_order(stale, **WHO)
+        services.retry_order(stale, ACT)
 
 
 def test_only_operators_retry(unchanged: Unchanged) -> None:
     """X3: operators alone; not the submitter; that is audited."""
     person = factories.user(groups.EMPLOYEE)
     order = factories.order(state=State.FAILED, submitter=person)
-    others = [acting(name) for name in groups.NAMES if name != groups.OPERATOR]
-    for actor in (*others, actors.Actor.of(person)):
+    others = [by(name) for name in groups.NAMES if name != groups.OPERATOR]
+    for act in (*others, factories.act(person)):
         with unchanged(refusals=1), pytest.raises(approvals.NotPermitted):
-            services.retry_order(order, **{**WHO, "actor": actor})
+            services.retry_order(order, act)
         assert AuditEntry.objects.latest("pk").reason.startswith("retry: ")
-    services.retry_order(order, **{**WHO, "actor": acting(groups.OPERATOR)})
+    services.retry_order(order, by(groups.OPERATOR))
     assert Order.objects.get().attempt == 2
 
 
@@ -557,7 +613,7 @@ def test_concurrent_retries_begin_one_attempt() -> None:
 
     def retry() -> bool:
         try:
-            services.retry_order(Order.objects.get(pk=order.pk), **WHO)
+            services.retry_order(Order.objects.get(pk=order.pk), ACT)
         except approvals.WrongState:
             return False
         return True
@@ -572,7 +628,7 @@ def test_concurrent_retries_begin_one_attempt() -> None:
 def test_start_is_queued_again_once(unchanged: Unchanged) -> None:
     """X1: the start of the current attempt is queued once more, once."""
     order = factories.order(state=State.FAILED)
-    services.retry_order(order, **WHO)
+    services.retry_order(order, ACT)
     order.refresh_from_db()
     with unchanged():
         assert services.start_again(order) is False
@@ -603,20 +659,21 @@ def test_example_products_are_added_once(unchanged: Unchanged) -> None:
 def change(item: StockItem, **how: Any) -> None:
     """Change what `how` names of the product; the rest stays."""
     fields = {name: getattr(item, name) for name in ("name", "unit_price", "currency")}
-    services.change_product(item, **{**WHO, "pieces": 0, **fields, **how})
+    act = how.pop("act", ACT)
+    services.change_product(item, act, **{"pieces": 0, **fields, **how})
 
 
 @pytest.mark.parametrize(("pieces", "available"), [(5, 30), (-25, 0)])
 def test_adjusting_the_stock_is_audited(pieces: int, available: int) -> None:
     """X5: pieces are added or taken away, with a row in the audit trail."""
     factories.stock()
-    actor, item = acting(groups.OPERATOR), StockItem.objects.get(product_id="SKU-001")
-    change(item, pieces=pieces, actor=actor, route=Route.ADMIN)
+    person, item = factories.user(groups.OPERATOR), StockItem.objects.get(product_id="SKU-001")
+    change(item, pieces=pieces, act=factories.act(person, Route.ADMIN))
     item.refresh_from_db()
     assert (item.available, item.reserved) == (available, 0)
     row = AuditEntry.objects.get()
     assert (row.event, row.subject, row.subject_id) == ("adjusted", "stock", "SKU-001")
-    assert (row.by, row.route, row.reason) == (actor.user, "admin", f"{pieces:+d} pieces")
+    assert (row.by, row.route, row.reason) == (person, "admin", f"{pieces:+d} pieces")
 
 
 def test_price_change_is_audited_and_compares(unchanged: Unchanged) -> None:
@@ -626,26 +683,27 @@ def test_price_change_is_audited_and_compares(unchanged: Unchanged) -> None:
     order = factories.order()
     stale = StockItem.objects.get(product_id="SKU-001")
     item = StockItem.objects.get(product_id="SKU-001")
-    actor = acting(groups.OPERATOR)
+    person = factories.user(groups.OPERATOR)
     price: Any = {"unit_price": Decimal("30.00"), "currency": "EUR"}
-    who: Any = {"actor": actor, "route": Route.ADMIN}
+    act = factories.act(person, Route.ADMIN)
+    dearer = replace(act, reason="dearer")
     with unchanged(), pytest.raises(approvals.ReasonMissing):
-        change(item, **price, **who, name="Lamp", pieces=5)
-    change(item, **price, **who, name="Lamp", pieces=5, reason="dearer")
+        change(item, **price, act=act, name="Lamp", pieces=5)
+    change(item, **price, act=dearer, name="Lamp", pieces=5)
     item.refresh_from_db()
     assert (item.unit_price, item.currency, item.available) == (Decimal("30.00"), "EUR", 30)
     row = AuditEntry.objects.latest("pk")
     assert (row.event, row.subject, row.subject_id) == ("adjusted", "stock", "SKU-001")
-    assert (row.by, row.route, row.at) == (actor.user, "admin", factories.NOW)
+    assert (row.by, row.route, row.at) == (person, "admin", factories.NOW)
     assert row.reason == ("name Desk lamp → Lamp, price 24.50 USD → 30.00 EUR, +5 pieces: dearer")
-    for how in ({**price, "reason": "dearer"}, {"name": "Light"}, {"pieces": 5}):
+    for how in (price, {"name": "Light"}, {"pieces": 5}):
         with (
             unchanged(),
             pytest.raises(
                 approvals.WrongState, match=r"^SKU-001 was changed meanwhile; look at it"
             ),
         ):
-            change(stale, **who, **how)
+            change(stale, act=dearer, **how)
     assert order.lines.get(product_id="SKU-001").unit_price == Decimal("24.50")
 
 
@@ -673,3 +731,16 @@ def test_employee_sees_only_own_orders(name: str) -> None:
     other = factories.order("other")
     all_of_them = {own} if name == groups.EMPLOYEE else {own, other}
     assert set(services.visible_to(actors.Actor.of(person))) == all_of_them
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.CANCELLED])
+def test_nobody_decides_their_own_order_that_needs_no_decision(
+    unchanged: Unchanged, state: State
+) -> None:
+    """X3: it is refused and audited as for an order that waits."""
+    person = factories.user(groups.EMPLOYEE, groups.APPROVER)
+    order = factories.order(state=state, submitter=person)
+    act = factories.act(person, reason="r")
+    with unchanged(refusals=1), pytest.raises(approvals.SelfApproval):
+        decide(order, Verdict.APPROVED, act)
+    assert AuditEntry.objects.latest("pk").reason.startswith("approved: Nobody decides their own")

@@ -7,12 +7,9 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from datetime import timedelta
-from importlib import import_module
 from typing import Any
 
 import pytest
-from django.db import connection
-from django.db.migrations import RunSQL
 from temporalio.api.common.v1 import Memo, Payload, WorkflowType
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
@@ -501,25 +498,3 @@ def test_supersede_marks_alarming_messages_alone_as_obsolete() -> None:
         **dict.fromkeys(("OBSOLETE", "CONFLICT", "UNDELIVERABLE", "DEAD"), Outcome.OBSOLETE),
         **{kept: kept for kept in ("DELIVERED", "ALREADY_COMPLETED")},
     }
-
-
-@pytest.mark.django_db
-def test_the_migration_marks_messages_that_were_superseded_as_obsolete() -> None:
-    """X6: an attempt leaves no error when it settles, so a reason was written by supersede or
-    mark_obsolete."""
-    outcomes = (Outcome.DELIVERED, Outcome.ALREADY_COMPLETED, Outcome.DEAD)
-    for outcome in outcomes:
-        for reason in ("", "Superseded."):
-            message(
-                f"{outcome} {reason}",
-                outcome=outcome,
-                settled_at=factories.NOW,
-                last_error=reason,
-            )
-    migration = import_module("outbox.migrations.0003_obsolete").Migration
-    [update] = [one.sql for one in migration.operations if isinstance(one, RunSQL)]
-    with connection.cursor() as cursor:
-        cursor.execute(update)
-    found = dict(Message.objects.values_list("key", "outcome"))
-    assert found.pop("ALREADY_COMPLETED Superseded.") == Outcome.OBSOLETE
-    assert all(key.partition(" ")[0] == outcome for key, outcome in found.items())

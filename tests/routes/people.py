@@ -1,7 +1,7 @@
 """The people who send requests, and the records, which belong to somebody else."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from django.contrib.auth.models import Group, User
 from django.test import Client
@@ -34,6 +34,11 @@ class Records:
     order: Order
     message: Message
 
+    def _ref(self, route: str) -> Any:
+        if "approvals/" in route:
+            return self.expense.approval_id
+        return "theirs" if "expenses/" in route else self.order.pk
+
     def path(self, route: str) -> str:
         """Return an address of `route` that leads to these records."""
         ids = {
@@ -41,9 +46,10 @@ class Records:
             "admin/auth/group/": Group.objects.earliest("pk").pk,
             "admin/access/token/": Token.objects.get(user__username="owner").pk,
             "admin/outbox/message/": self.message.pk,
+            "admin/approvals/approval/": self.expense.approval_id,
             "admin/approvals/auditentry/": AuditEntry.objects.earliest("pk").pk,
             "admin/expenses/expense/": self.expense.pk,
-            "admin/expenses/ledgerentry/": self.paid.payment_id,
+            "admin/expenses/ledgerentry/": self.paid.payment.pk,
             "admin/orders/order/": self.order.pk,
             "admin/orders/stockitem/": StockItem.objects.get(product_id="SKU-001").pk,
             "admin/orders/charge/": Charge.objects.get().pk,
@@ -53,7 +59,7 @@ class Records:
         values = {
             "<path:object_id>": row,
             "<id>": row,
-            "<ref>": "theirs" if "expenses/" in route else self.order.pk,
+            "<ref>": self._ref(route),
             "<verb>": "approve",
             "<step>": "check_inventory",
             "<charge_id>": Charge.objects.get().charge_id,

@@ -23,20 +23,22 @@ from tests.routes.people import NOBODY, ROLES, ROOT
 
 pytestmark = pytest.mark.django_db
 
-EXPENSES, ORDERS, OUTBOX = (
-    f"/admin/{name}/" for name in ("expenses/expense", "orders/order", "outbox/message")
+APPROVALS, EXPENSES, ORDERS, OUTBOX = (
+    f"/admin/{name}/"
+    for name in ("approvals/approval", "expenses/expense", "orders/order", "outbox/message")
 )
 DECIDE: Final = {"approve", "reject"}
 # The actions that a role with records of its own finds on each list. Other pages have none.
 EXPECTED: Final[dict[str, dict[str, set[str]]]] = {
     NOBODY: {},
     groups.EMPLOYEE: {EXPENSES: {"withdraw"}, ORDERS: {"cancel"}},
-    groups.APPROVER: {EXPENSES: DECIDE | {"withdraw"}, ORDERS: DECIDE},
+    groups.APPROVER: {APPROVALS: DECIDE, EXPENSES: DECIDE | {"withdraw"}, ORDERS: DECIDE},
     groups.FINANCE: {EXPENSES: {"withdraw"}},
     groups.AUDITOR: {EXPENSES: {"withdraw"}},
     groups.OPERATOR: {EXPENSES: {"withdraw"}, ORDERS: {"cancel", "retry"}, OUTBOX: {"retry"}},
     groups.WORKER: {ORDERS: {"cancel"}},
     ROOT: {
+        APPROVALS: DECIDE,
         EXPENSES: DECIDE | {"withdraw"},
         ORDERS: DECIDE | {"cancel", "retry"},
         OUTBOX: {"retry"},

@@ -177,6 +177,11 @@ def standing(state: str, verdict: str = "", reason: str = "", **more: Any) -> st
     )
 
 
+SENT = json.dumps(
+    {"message": "sent", "tracking_number": "TRACK-1", "estimated_delivery": "2026-01-05"}
+)
+
+
 def script_order(site: ScriptedSite, order: str, answers: Mapping[str, Sequence[Answer]]) -> None:
     """Script a site that carries out each step of an order, except for these answers."""
     steps: dict[str, Sequence[Answer]] = {
@@ -185,7 +190,7 @@ def script_order(site: ScriptedSite, order: str, answers: Mapping[str, Sequence[
         contracts.CHECK_INVENTORY: ['{"message": "checked"}'],
         contracts.RESERVE_INVENTORY: ['{"message": "reserved", "reservation_id": "RES-1"}'],
         contracts.PROCESS_PAYMENT: ['{"message": "paid", "charge_id": "TXN-1"}'],
-        contracts.UPDATE_WAREHOUSE: ['{"message": "sent", "tracking_number": "TRACK-1"}'],
+        contracts.UPDATE_WAREHOUSE: [SENT],
         contracts.COMPLETE_ORDER: [standing("completed")],
         contracts.SEND_CONFIRMATION: ['{"message": "confirmed"}'],
         contracts.BEGIN_COMPENSATION: [standing("compensating", reason="No.", begun=[])],

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import httpx
 import pytest
@@ -19,15 +19,41 @@ from tests.servers import free_port
 from tests.worker import sites
 from tests.worker.test_activities import is_retried
 from worker import contracts
-from worker.orders.activities import STEPS, UNTIL_IT_SUCCEEDS, OrderActivities
+from worker.contracts import StepKind
+from worker.orders.activities import OrderActivities
 from worker.site import Site
 
 ORDER = "0b7fd3c4-6b0b-4d6c-9a0e-0d6f4e1b7a52"
-Run = Callable[..., Awaitable[dict[str, Any]]]
+Run = Callable[..., Awaitable[Any]]
 
 REFUSALS = [400, 409, 422]
 OTHERS = [301, 302, 304, 401, 403, 404, 405, 408, 425, 429, 500, 502, 503, 504]
 
+UNTIL_IT_SUCCEEDS = [
+    name
+    for name, step in contracts.STEPS.items()
+    if step.kind in (StepKind.UNDO, StepKind.TRANSITION)
+]
+STEPS = [name for name in contracts.STEPS if name not in UNTIL_IT_SUCCEEDS]
+# What the site says to each step.
+ANSWERS: dict[str, dict[str, Any]] = {
+    **{
+        name: json.loads(sites.standing("running"))
+        for name, step in contracts.STEPS.items()
+        if step.answer is contracts.OrderState
+    },
+    **{
+        name: {"message": "Done: 50% off ü"}
+        for name, step in contracts.STEPS.items()
+        if step.answer is not contracts.OrderState
+    },
+}
+ANSWERS[contracts.RESERVE_INVENTORY]["reservation_id"] = "RES-1"
+ANSWERS[contracts.PROCESS_PAYMENT]["charge_id"] = "TXN-1"
+ANSWERS[contracts.UPDATE_WAREHOUSE] |= {
+    "tracking_number": "T-1",
+    "estimated_delivery": "2026-01-05",
+}
 every_step = pytest.mark.parametrize("name", STEPS)
 every_activity = pytest.mark.parametrize("name", [*STEPS, *UNTIL_IT_SUCCEEDS])
 
@@ -45,10 +71,9 @@ def runner(site: Site, *, fail_at: str = "", order: str = ORDER) -> Run:
         for one in OrderActivities(site, fail_at=fail_at).all()
     }
 
-    async def run(name: str, *, fail_at: str = "", **details: Any) -> dict[str, Any]:
-        step = contracts.Step(order, 2, fail_at, details)
-        answer: dict[str, Any] = await environment.run(activities[name], step)
-        return answer
+    async def run(name: str, *, fail_at: str = "", **details: Any) -> Any:
+        asked = contracts.CompensationRequest if details else contracts.StepRequest
+        return await environment.run(activities[name], asked(order, 2, fail_at, **details))
 
     return run
 
@@ -71,32 +96,51 @@ def problem(code: int, **fields: Any) -> sites.Answer:
 
 
 def test_each_step_has_an_activity():
-    """O2, O5: under the site's own name of the step."""
+    """O2, O5: under the site's own name of the step. Each takes one dataclass and returns the
+    answer that the table of the steps names. An undo and the end of an order are retried until they
+    succeed."""
     asked = {
         value
         for name, value in vars(contracts).items()
         if name.endswith(("_APPROVAL", "_INVENTORY", "_PAYMENT", "_WAREHOUSE", "_ORDER"))
         or name in ("SEND_CONFIRMATION", "BEGIN_COMPENSATION")
     } - {contracts.APPROVE_ORDER, contracts.REJECT_ORDER}
-    assert {*STEPS, *UNTIL_IT_SUCCEEDS} == asked
-    # An undo and the end of an order are retried until they succeed.
-    undoes = {undo for _, undo in contracts.SAGA if undo}
+    assert set(contracts.STEPS) == asked
+    for name, step in contracts.STEPS.items():
+        method = getattr(OrderActivities, name)
+        assert activity._Definition.must_from_callable(method).name == name == step.name
+        types = get_type_hints(method)
+        compensates = name == contracts.BEGIN_COMPENSATION
+        request = contracts.CompensationRequest if compensates else contracts.StepRequest
+        assert types == {"request": request, "return": step.answer}
+    undoes = {step.undo for step in contracts.STEPS.values() if step.undo}
     ends = {contracts.COMPLETE_ORDER, contracts.BEGIN_COMPENSATION, contracts.CLOSE_ORDER}
-    assert {*UNTIL_IT_SUCCEEDS} == undoes | ends
+    assert set(UNTIL_IT_SUCCEEDS) == undoes | ends
+
+
+def test_the_table_of_steps_is_frozen():
+    """O2: no part of the product changes it."""
+    step = contracts.STEPS[contracts.CHECK_INVENTORY]
+    with pytest.raises(TypeError):
+        contracts.STEPS["more"] = step  # type: ignore[index]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        step.undo = contracts.RELEASE_INVENTORY  # type: ignore[misc]
 
 
 @every_activity
 async def test_a_step_is_one_post_with_token_and_key(
     name: str, run: Run, scripted: sites.ScriptedSite
 ):
-    """O2, X2: the POST contains the attempt and the details; the key is the workflow id. The
-    activity returns the site's answer."""
-    answer = {**json.loads(sites.standing("running")), "message": "Done: 50% off ü"}
-    scripted.script(path(name), json.dumps(answer))
-    assert await run(name, reason="50% off ü", cancelled=False) == answer
+    """O2, X2: the POST contains the attempt, and for a compensation its reason; the key is the
+    workflow id. The activity returns the site's answer, of which it ignores unknown fields."""
+    compensates = name == contracts.BEGIN_COMPENSATION
+    more = {"failed_step": "", "reason": "50% off ü", "cancelled": False} if compensates else {}
+    answer = ANSWERS[name]
+    scripted.script(path(name), json.dumps({**answer, "more": [1]}))
+    assert await run(name, **more) == contracts.STEPS[name].answer(**answer)
     [request] = scripted.requests
     assert (request.method, request.path, request.query) == ("POST", path(name), {})
-    assert request.json == {"attempt": 2, "reason": "50% off ü", "cancelled": False}
+    assert request.json == {"attempt": 2, **more}
     assert request.headers["content-type"] == "application/json"
     assert request.headers["authorization"] == "Bearer secret-token"
     assert request.headers["idempotency-key"] == "order-%C3%BC%20%E2%82%AC"
@@ -127,7 +171,9 @@ async def test_an_order_is_one_segment_of_the_path(
     of the step alone."""
     wanted = f"/orders/{segment}/steps/check_inventory"
     scripted.script(wanted, '{"message": "checked"}')
-    assert await runner(site, order=order)(contracts.CHECK_INVENTORY) == {"message": "checked"}
+    assert await runner(site, order=order)(contracts.CHECK_INVENTORY) == contracts.StepResult(
+        "checked"
+    )
     [request] = scripted.requests
     assert (request.path, request.query) == (wanted, {})
     assert request.headers["host"] == scripted.url.removeprefix("http://")
@@ -217,7 +263,10 @@ async def test_an_answer_of_another_site_is_retried(
     half = {**json.loads(sites.standing("completed"))}
     del half["verdict"]
     bodies = ["", "SUCCEED", "<html>", '"message"', "[]", "null", "{}", json.dumps(half)]
-    if name in (contracts.AWAIT_APPROVAL, contracts.SETTLE_APPROVAL):
+    for field, value in ANSWERS[name].items():
+        rest = {other: said for other, said in ANSWERS[name].items() if other != field}
+        bodies += [json.dumps(rest), json.dumps({**rest, field: [value]})]
+    if contracts.STEPS[name].answer is contracts.OrderState:
         # No timer can wait for these, or the workflow would ask again without a pause.
         waits = [None, "1", 1.5, 0, -1, contracts.LONGEST_APPROVAL_SECONDS + 1, 10**30]
         bodies += [sites.standing("pending", seconds_left=one) for one in waits]

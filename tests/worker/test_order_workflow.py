@@ -25,10 +25,10 @@ from tests.worker import sites
 from tests.worker.sites import eventually, standing
 from worker import contracts
 from worker.orders.activities import OrderActivities
-from worker.orders.workflows import OrderWorkflow, Status
+from worker.orders.workflows import OrderWorkflow
 from worker.site import Site
 
-SAGA = [step for step, _ in contracts.SAGA]
+SAGA = contracts.saga_step_names()
 BEGUN = {"begun": SAGA}
 DONE = '{"message": "done"}'
 REFUSED = sites.status(409, '{"detail": "No."}')
@@ -62,7 +62,7 @@ class Orders:
         """Start a small order, or with `needs_approval` a large one."""
         ref = str(uuid.uuid4())
         sites.script_order(self._site, ref, answers or {})
-        given = {"attempt": 1, "needs_approval": False, **order}
+        given = {"attempt": 1, "needs_approval": False, "steps": SAGA, **order}
         return await self._client.start_workflow(
             contracts.ORDER_WORKFLOW,
             contracts.Order(order=ref, order_id="ORD-7", **given),
@@ -108,7 +108,7 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException:
     return caught.value.cause
 
 
-async def told(handle: WorkflowHandle[Any, Any]) -> Status:
+async def told(handle: WorkflowHandle[Any, Any]) -> contracts.OrderStatus:
     return await handle.query(OrderWorkflow.get_status)
 
 
@@ -185,9 +185,9 @@ async def test_a_completed_order_returns_and_shows_each_step(orders: Orders):
         "ORD-7",
         "completed",
         "Order processed successfully",
-        payment={"message": "paid", "charge_id": "TXN-1"},
-        inventory={"message": "reserved", "reservation_id": "RES-1"},
-        delivery={"message": "sent", "tracking_number": "TRACK-1"},
+        payment=contracts.PaymentResult("paid", "TXN-1"),
+        inventory=contracts.ReservationResult("reserved", "RES-1"),
+        delivery=contracts.DeliveryResult("sent", "TRACK-1", "2026-01-05"),
     )
     status = await told(handle)
     assert (status.order_id, status.status, status.current_step) == ("ORD-7", "completed", None)
@@ -203,6 +203,16 @@ async def test_a_completed_order_returns_and_shows_each_step(orders: Orders):
     ]
     times = [event.timestamp for event in status.events]
     assert times == sorted(times)
+
+
+async def test_a_run_carries_out_the_steps_that_it_began_with(orders: Orders):
+    """O2: a step that the product has in addition changes nothing."""
+    handle = await orders.start(steps=SAGA[:3])
+    result = await handle.result()
+    assert (result.status, result.delivery) == ("completed", None)
+    ends = [contracts.COMPLETE_ORDER, contracts.SEND_CONFIRMATION]
+    assert orders.asked(handle) == [*SAGA[:3], *ends]
+    assert (await told(handle)).steps_completed == [*SAGA[:3], contracts.SEND_CONFIRMATION]
 
 
 async def test_a_timer_of_the_run_measures_the_longest_wait(orders: Orders):

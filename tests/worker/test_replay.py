@@ -39,6 +39,7 @@ COMMANDS = {
     "job": ["say_hello_activity", '{"attempt":1,"msg":"Hello Temporal"}'],
     "job-failed": ["say_hello_activity", "msg is empty"],
     "order-completed": [*ORDER_STEPS, *ORDER_END, ORDERED],
+    "order-of-fewer-steps": [*ORDER_STEPS[:3], *ORDER_END, ORDERED],
     "order-approved": [*APPROVAL, *ORDER_STEPS, *ORDER_END, ORDERED],
     "order-rejected": [*APPROVAL, "cancelled: bad customer"],
     "order-expired": [*APPROVAL, "cancelled: approval timed out"],

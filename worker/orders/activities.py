@@ -7,52 +7,38 @@ undo of a step and the end of an order are retried after every error (requiremen
 Log messages have no arguments: the SDK appends the ids to the format, and an id may contain a %.
 """
 
+import dataclasses
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final, TypeVar
 from urllib.parse import quote
 
 import httpx
 from temporalio import activity
+from temporalio.converter import value_to_type
 from temporalio.exceptions import ApplicationError
 
 from worker import contracts
+from worker.contracts import (
+    CompensationRequest,
+    DeliveryResult,
+    OrderState,
+    PaymentResult,
+    ReservationResult,
+    StepKind,
+    StepRequest,
+    StepResult,
+)
 from worker.site import Site
 
-STEPS: Final = (
-    contracts.AWAIT_APPROVAL,
-    contracts.SETTLE_APPROVAL,
-    contracts.CHECK_INVENTORY,
-    contracts.RESERVE_INVENTORY,
-    contracts.PROCESS_PAYMENT,
-    contracts.UPDATE_WAREHOUSE,
-    contracts.SEND_CONFIRMATION,
-)
-UNTIL_IT_SUCCEEDS: Final = (
-    contracts.COMPLETE_ORDER,
-    contracts.BEGIN_COMPENSATION,
-    contracts.REVERT_WAREHOUSE,
-    contracts.REFUND_PAYMENT,
-    contracts.RELEASE_INVENTORY,
-    contracts.CLOSE_ORDER,
-)
+Answer = TypeVar("Answer", StepResult, PaymentResult, ReservationResult, DeliveryResult, OrderState)
+
 # Every other status is retried: an order that has begun is never left half done.
 _REFUSALS: Final = frozenset({400, 409, 422})
-# The fields that an answer must have before it is recorded in the history.
-_STATE_FIELDS: Final = frozenset({"state", "verdict", "approval_reason", "reason"})
-_EXPECTED: Final = dict.fromkeys((*STEPS, *UNTIL_IT_SUCCEEDS), frozenset({"message"})) | {
-    contracts.AWAIT_APPROVAL: _STATE_FIELDS,
-    contracts.SETTLE_APPROVAL: _STATE_FIELDS,
-    contracts.COMPLETE_ORDER: _STATE_FIELDS,
-    contracts.BEGIN_COMPENSATION: _STATE_FIELDS,
-    contracts.CLOSE_ORDER: _STATE_FIELDS,
-}
-# The answers to these say in how many seconds to ask again about a pending order.
-_PENDING_STEPS: Final = (contracts.AWAIT_APPROVAL, contracts.SETTLE_APPROVAL)
+# What the worker needs itself.
+_NOT_FOR_THE_SITE: Final = ("order", "fail_at")
 # The history stores each failure text.
 _MESSAGE_LIMIT: Final = 1000
-
-Activity = Callable[[contracts.Step], Awaitable[dict[str, Any]]]
 
 
 class OrderActivities:
@@ -66,38 +52,76 @@ class OrderActivities:
         self._site = site
         self._fail_at = fail_at
 
-    def all(self) -> list[Activity]:
+    def all(self) -> list[Callable[..., Awaitable[StepResult | OrderState]]]:
         """Return what a worker registers."""
-        return [
-            *(self._activity(name, retry_all=False) for name in STEPS),
-            *(self._activity(name, retry_all=True) for name in UNTIL_IT_SUCCEEDS),
-        ]
+        return [getattr(self, name) for name in contracts.STEPS]
 
-    def _activity(self, name: str, *, retry_all: bool) -> Activity:
-        @activity.defn(name=name)
-        async def carry_out(step: contracts.Step) -> dict[str, Any]:
-            answer = await self._ask(name, step, retry_all=retry_all)
-            for point in (step.fail_at, self._fail_at):
-                if point and contracts.FAIL_AT.get(point) == name:
-                    raise ApplicationError(
-                        f"injected failure at {point}", type="InjectedFailure", non_retryable=True
-                    )
-            activity.logger.info(f"Order {step.order!r}: {name} done")
-            return answer
+    @activity.defn(name=contracts.AWAIT_APPROVAL)
+    async def await_approval(self, request: StepRequest) -> OrderState:
+        return await self._ask(contracts.AWAIT_APPROVAL, request, OrderState)
 
-        return carry_out
+    @activity.defn(name=contracts.SETTLE_APPROVAL)
+    async def settle_approval(self, request: StepRequest) -> OrderState:
+        return await self._ask(contracts.SETTLE_APPROVAL, request, OrderState)
 
-    async def _ask(self, name: str, step: contracts.Step, *, retry_all: bool) -> dict[str, Any]:
+    @activity.defn(name=contracts.CHECK_INVENTORY)
+    async def check_inventory(self, request: StepRequest) -> StepResult:
+        return await self._ask(contracts.CHECK_INVENTORY, request, StepResult)
+
+    @activity.defn(name=contracts.RESERVE_INVENTORY)
+    async def reserve_inventory(self, request: StepRequest) -> ReservationResult:
+        return await self._ask(contracts.RESERVE_INVENTORY, request, ReservationResult)
+
+    @activity.defn(name=contracts.PROCESS_PAYMENT)
+    async def process_payment(self, request: StepRequest) -> PaymentResult:
+        return await self._ask(contracts.PROCESS_PAYMENT, request, PaymentResult)
+
+    @activity.defn(name=contracts.UPDATE_WAREHOUSE)
+    async def update_warehouse(self, request: StepRequest) -> DeliveryResult:
+        return await self._ask(contracts.UPDATE_WAREHOUSE, request, DeliveryResult)
+
+    @activity.defn(name=contracts.COMPLETE_ORDER)
+    async def complete_order(self, request: StepRequest) -> OrderState:
+        return await self._ask(contracts.COMPLETE_ORDER, request, OrderState)
+
+    @activity.defn(name=contracts.SEND_CONFIRMATION)
+    async def send_confirmation(self, request: StepRequest) -> StepResult:
+        return await self._ask(contracts.SEND_CONFIRMATION, request, StepResult)
+
+    @activity.defn(name=contracts.BEGIN_COMPENSATION)
+    async def begin_compensation(self, request: CompensationRequest) -> OrderState:
+        return await self._ask(contracts.BEGIN_COMPENSATION, request, OrderState)
+
+    @activity.defn(name=contracts.REVERT_WAREHOUSE)
+    async def revert_warehouse(self, request: StepRequest) -> StepResult:
+        return await self._ask(contracts.REVERT_WAREHOUSE, request, StepResult)
+
+    @activity.defn(name=contracts.REFUND_PAYMENT)
+    async def refund_payment_by_idempotency_key(self, request: StepRequest) -> StepResult:
+        return await self._ask(contracts.REFUND_PAYMENT, request, StepResult)
+
+    @activity.defn(name=contracts.RELEASE_INVENTORY)
+    async def release_inventory(self, request: StepRequest) -> StepResult:
+        return await self._ask(contracts.RELEASE_INVENTORY, request, StepResult)
+
+    @activity.defn(name=contracts.CLOSE_ORDER)
+    async def close_order(self, request: StepRequest) -> OrderState:
+        return await self._ask(contracts.CLOSE_ORDER, request, OrderState)
+
+    async def _ask(self, name: str, request: StepRequest, kind: type[Answer]) -> Answer:
+        """Return the site's answer to the step, or fail where a failure is injected."""
+        step = contracts.STEPS[name]
+        body = dataclasses.asdict(request)
         try:
             text = await self._site.request(
                 "POST",
-                f"/orders/{_segment(step.order)}/steps/{name}",
+                f"/orders/{_segment(request.order)}/steps/{name}",
                 workflow_id=activity.info().workflow_id or "",
-                json={"attempt": step.attempt, **(step.details or {})},
+                json={name: body[name] for name in body if name not in _NOT_FOR_THE_SITE},
             )
         except httpx.HTTPStatusError as error:
-            status = error.response.status_code
-            if retry_all or status not in _REFUSALS:
+            is_final = error.response.status_code in _REFUSALS
+            if step.kind in (StepKind.UNDO, StepKind.TRANSITION) or not is_final:
                 raise
             raise ApplicationError(
                 _detail(error.response) or str(error)[:_MESSAGE_LIMIT],
@@ -105,14 +129,17 @@ class OrderActivities:
                 non_retryable=True,
             ) from None
         try:
-            answer = json.loads(text)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict) or not _is_whole(name, answer):
+            answer = _parse(text, kind)
+        except (ValueError, TypeError):
             raise ApplicationError(
                 "The answer is not the expense site's. Correct EXPENSES_SITE_URL.",
                 type="UnexpectedAnswer",
+            ) from None
+        if step.fail_at and step.fail_at in (request.fail_at, self._fail_at):
+            raise ApplicationError(
+                f"injected failure at {step.fail_at}", type="InjectedFailure", non_retryable=True
             )
+        activity.logger.info(f"Order {request.order!r}: {name} done")
         return answer
 
 
@@ -125,14 +152,17 @@ def _segment(ref: str) -> str:
     return quote(ref, safe="", errors="replace").replace(".", "%2E")
 
 
-def _is_whole(name: str, answer: dict[str, Any]) -> bool:
-    """Return whether the answer has the fields of the site's answer to the step."""
-    if not _EXPECTED[name] <= answer.keys():
-        return False
-    if name not in _PENDING_STEPS or answer["state"] != contracts.PENDING:
-        return True
-    seconds = answer.get("seconds_left")
-    return isinstance(seconds, int) and 1 <= seconds <= contracts.LONGEST_APPROVAL_SECONDS
+def _parse(text: str, kind: type[Answer]) -> Answer:
+    """Return the site's answer. Raises ValueError or TypeError for another site's, which lacks a
+    field or has another type: the history must not record it."""
+    said = json.loads(text)
+    answer: Answer = value_to_type(kind, said)
+    if isinstance(answer, OrderState) and answer.state == contracts.PENDING:
+        # No timer can wait for any other number.
+        seconds = said.get("seconds_left")
+        if not isinstance(seconds, int) or not 1 <= seconds <= contracts.LONGEST_APPROVAL_SECONDS:
+            raise ValueError(seconds)
+    return answer
 
 
 def _detail(response: httpx.Response) -> str:

@@ -10,8 +10,7 @@ the workflow contradict them. The site reads the signals from the history of the
 import asyncio
 import contextlib
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from temporalio import workflow
@@ -39,30 +38,6 @@ RETRIES: Final = RetryPolicy(
 )
 # The workflow asks the site about signals once in this many seconds at most.
 PAUSE_SECONDS: Final = 1
-_UNDOES: Final = frozenset(undo for _, undo in contracts.SAGA)
-
-
-@dataclass
-class Event:
-    """`status` is "started", "completed", "failed" or "compensated"."""
-
-    step: str
-    status: str
-    message: str
-    timestamp: datetime
-
-
-@dataclass
-class Status:
-    """The answer to the query `get_status` (requirements O3)."""
-
-    order_id: str
-    status: str
-    current_step: str | None = None
-    steps_completed: list[str] = field(default_factory=list)
-    compensation_triggered: bool = False
-    failure_reason: str | None = None
-    events: list[Event] = field(default_factory=list)
 
 
 @workflow.defn(name=contracts.ORDER_WORKFLOW)
@@ -73,14 +48,15 @@ class OrderWorkflow:
     @workflow.init
     def __init__(self, order: contracts.Order) -> None:
         self._order = order
-        self._status = Status(
-            order.order_id, contracts.PENDING if order.needs_approval else contracts.RUNNING
-        )
+        self._request = contracts.StepRequest(order.order, order.attempt, order.fail_at)
+        self._state = contracts.PENDING if order.needs_approval else contracts.RUNNING
+        self._failure_reason: str | None = None
+        self._events: list[contracts.Event] = []
         self._approval = "pending" if order.needs_approval else "not_required"
         self._approval_reason = ""
         # A signal came since the workflow last asked the site about signals.
         self._signalled = False
-        self._answers: dict[str, dict[str, Any]] = {}
+        self._answers: dict[str, Any] = {}
 
     @workflow.run
     async def run(self, order: contracts.Order) -> contracts.OrderResult:
@@ -91,13 +67,13 @@ class OrderWorkflow:
         """
         try:
             if order.needs_approval and not await self._is_approved():
-                return self._result(contracts.ORDER_CANCELLED, self._status.failure_reason or "")
-            for step, _ in contracts.SAGA:
+                return self._result(contracts.ORDER_CANCELLED, self._failure_reason or "")
+            for step in order.steps:
                 self._answers[step] = await self._ask(step)
             # A cancellation must not interrupt this: the answer says whether to undo the steps.
-            answer = await _shielded(self._ask(contracts.COMPLETE_ORDER))
-            if answer["state"] != contracts.ORDER_COMPLETED:
-                raise ApplicationError(answer["reason"], type="NotCompleted")
+            answer: contracts.OrderState = await _shielded(self._ask(contracts.COMPLETE_ORDER))
+            if answer.state != contracts.ORDER_COMPLETED:
+                raise ApplicationError(answer.reason, type="NotCompleted")
         except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
             return await _shielded(self._compensate(error))
         return await _shielded(self._complete())
@@ -123,8 +99,14 @@ class OrderWorkflow:
         return self._approval_reason
 
     @workflow.query
-    def get_status(self) -> Status:
-        return self._status
+    def get_status(self) -> contracts.OrderStatus:
+        return contracts.order_status(
+            self._order.order_id,
+            self._state,
+            self._order.steps,
+            self._events,
+            self._failure_reason,
+        )
 
     async def _is_approved(self) -> bool:
         """Wait until the site has a decision or the window is over.
@@ -132,108 +114,102 @@ class OrderWorkflow:
         The site says how long to wait, and a timer of this run measures that time, so the clocks
         of Temporal and of the site need not agree.
         """
-        answer = await self._ask(contracts.AWAIT_APPROVAL)
-        while answer["state"] == contracts.PENDING:
+        answer: contracts.OrderState = await self._ask(contracts.AWAIT_APPROVAL)
+        while answer.state == contracts.PENDING:
             with contextlib.suppress(TimeoutError):
                 await workflow.wait_condition(
-                    lambda: self._signalled, timeout=timedelta(seconds=answer["seconds_left"])
+                    lambda: self._signalled, timeout=timedelta(seconds=answer.seconds_left or 1)
                 )
             self._signalled = False
             answer = await self._ask(contracts.SETTLE_APPROVAL)
-            if answer["state"] == contracts.PENDING:
+            if answer.state == contracts.PENDING:
                 await workflow.sleep(PAUSE_SECONDS)
         self._record_decision(answer)
         # If an earlier run was terminated after the completion, this run repeats the steps, which
         # the records answer.
-        if answer["state"] in (contracts.RUNNING, contracts.ORDER_COMPLETED):
-            self._status.status = contracts.RUNNING
+        if answer.state in (contracts.RUNNING, contracts.ORDER_COMPLETED):
+            self._state = contracts.RUNNING
             return True
-        if answer["state"] == contracts.ORDER_CANCELLED and self._approval != "approved":
-            self._status.failure_reason = answer["reason"]
+        if answer.state == contracts.ORDER_CANCELLED and self._approval != "approved":
+            self._failure_reason = answer.reason
             return False
-        raise ApplicationError(answer["reason"], type="NotRunning", non_retryable=True)
+        raise ApplicationError(answer.reason, type="NotRunning", non_retryable=True)
 
-    def _record_decision(self, answer: dict[str, Any]) -> None:
+    def _record_decision(self, answer: contracts.OrderState) -> None:
         """Keep the decision for the queries, or the fact that there will be none."""
-        if answer["verdict"]:
-            self._approval = answer["verdict"].lower()
-            self._approval_reason = answer["approval_reason"]
+        if answer.verdict:
+            self._approval = answer.verdict.lower()
+            self._approval_reason = answer.approval_reason
         elif self._approval == "pending":
             self._approval = "undecided"
 
     async def _complete(self) -> contracts.OrderResult:
-        self._status.status = contracts.ORDER_COMPLETED
+        self._state = contracts.ORDER_COMPLETED
         try:
             await self._ask(contracts.SEND_CONFIRMATION)
         except ActivityError as error:
             # The order stays completed; the events contain the failure.
             workflow.logger.warning(f"Order {self._order.order!r}: {_reason(error)}")
-        self._status.current_step = None
         return self._result(contracts.ORDER_COMPLETED, "Order processed successfully")
 
     async def _compensate(self, error: BaseException) -> contracts.OrderResult:
         """Undo in reverse the steps that may have been done, and end as the site decides."""
         cancelled = is_cancelled_exception(error)
-        failed_step = self._status.current_step or ""
-        self._status.status = contracts.COMPENSATING
-        answer = await self._ask(
+        self._state = contracts.COMPENSATING
+        answer: contracts.OrderState = await self._ask(
             contracts.BEGIN_COMPENSATION,
-            failed_step=failed_step,
-            reason="" if cancelled else _reason(error),
-            cancelled=cancelled,
+            contracts.CompensationRequest(
+                **vars(self._request),
+                failed_step=self._events[-1].step if self._events else "",
+                reason="" if cancelled else _reason(error),
+                cancelled=cancelled,
+            ),
         )
         self._record_decision(answer)
-        if answer["state"] == contracts.ORDER_COMPLETED:
+        if answer.state == contracts.ORDER_COMPLETED:
             await self._ask(contracts.COMPLETE_ORDER)
             return await self._complete()
-        self._status.failure_reason = answer["reason"]
+        self._failure_reason = answer.reason
         # The record knows the steps that this run and earlier, terminated runs began.
-        for step, undo in reversed(contracts.SAGA):
-            if undo and step in answer.get("begun", ()):
-                self._status.compensation_triggered = True
+        for step in reversed(answer.begun or []):
+            if undo := contracts.STEPS[step].undo:
                 await self._ask(undo)
         answer = await self._ask(contracts.CLOSE_ORDER)
-        self._status.status = answer["state"]
-        self._status.current_step = None
-        if answer["state"] != contracts.ORDER_CANCELLED:
-            self._status.status = contracts.FAILED
+        if answer.state != contracts.ORDER_CANCELLED:
+            self._state = contracts.FAILED
             # Without a cause: this run's own error may differ from the reason on the record.
-            raise ApplicationError(
-                answer["reason"], type="OrderFailed", non_retryable=True
-            ) from None
+            raise ApplicationError(answer.reason, type="OrderFailed", non_retryable=True) from None
+        self._state = contracts.ORDER_CANCELLED
         if cancelled:
             raise asyncio.CancelledError
-        return self._result(contracts.ORDER_CANCELLED, answer["reason"])
+        return self._result(contracts.ORDER_CANCELLED, answer.reason)
 
-    async def _ask(self, step: str, **details: Any) -> dict[str, Any]:
-        """Ask the site to carry out a step. Raises ActivityError."""
-        undoes = step in _UNDOES
-        self._note(step, "started")
+    async def _ask(self, name: str, request: contracts.StepRequest | None = None) -> Any:
+        """Ask the site to carry out a step. Return an answer of the step's type. Raises
+        ActivityError."""
+        step = contracts.STEPS[name]
+        undoes = step.kind is contracts.StepKind.UNDO
+        self._note(name, "started")
         try:
-            answer: dict[str, Any] = await workflow.execute_activity(
-                step,
-                contracts.Step(
-                    self._order.order, self._order.attempt, self._order.fail_at, details
-                ),
-                result_type=dict[str, Any],
+            answer = await workflow.execute_activity(
+                name,
+                request or self._request,
+                result_type=step.answer,
                 start_to_close_timeout=UNDO_TIMEOUT if undoes else STEP_TIMEOUT,
                 retry_policy=RETRIES,
             )
         except ActivityError as error:
-            self._note(step, "failed", _reason(error))
+            self._note(name, "failed", _reason(error))
             raise
-        self._note(step, "compensated" if undoes else "completed", answer.get("message", ""))
-        if "message" in answer and not undoes:
-            self._status.steps_completed.append(step)
+        message = answer.message if isinstance(answer, contracts.StepResult) else ""
+        self._note(name, "compensated" if undoes else "completed", message)
         return answer
 
     def _note(self, step: str, status: str, message: str = "") -> None:
-        self._status.current_step = step
-        self._status.events.append(Event(step, status, message, workflow.now()))
+        self._events.append(contracts.Event(step, status, message, workflow.now()))
 
     def _result(self, status: str, message: str) -> contracts.OrderResult:
-        self._status.status = status
-        self._status.current_step = None
+        self._state = status
         return contracts.OrderResult(
             self._order.order_id,
             status,

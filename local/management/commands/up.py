@@ -73,12 +73,12 @@ class Command(BaseCommand):
             raise CommandError("--seed takes a whole number from 0.")
         temporal = DevServer(temporal_port, temporal_ui_port)
         address = _check_ports(host, port, temporal_port, temporal_ui_port)
-        url = _publish_settings(temporal, host, port)
 
         processes = directory / "processes.json"
         processes.unlink(missing_ok=True)  # left by an `up` that was killed
         self._say(f"Preparing the installation in {directory}")
         people = _set_up(directory)
+        url = _publish_settings(temporal, host, port, people)
         with Supervisor(
             logs=directory / "logs",
             signals=installation.stop_signals(),
@@ -145,8 +145,11 @@ def _check_ports(host: str, port: int, temporal_port: int, temporal_ui_port: int
     return address
 
 
-def _publish_settings(temporal: DevServer, host: str, port: int) -> str:
-    """Give the addresses of this start to the children and to commands in other terminals.
+def _publish_settings(
+    temporal: DevServer, host: str, port: int, people: dict[str, dict[str, str]]
+) -> str:
+    """Give the addresses of this start, and the users as whom commands act, to the children and to
+    commands in other terminals.
 
     Returns the address by which a client on this machine reaches the site.
     """
@@ -158,6 +161,8 @@ def _publish_settings(temporal: DevServer, host: str, port: int) -> str:
     os.environ.setdefault("ALLOWED_HOSTS", f"localhost,127.0.0.1,[::1],{name}")
     # Not the access mode itself, which would open a deployment from this directory.
     os.environ["FAULT_INJECTION"] = str(settings.EXPENSES_PROTOCOL_ACCESS == "open")
+    for role in ("employee", "approver"):
+        os.environ[f"LOCAL_{role.upper()}"] = people[role]["username"]
     os.environ |= temporal.settings()
     installation.record(settings.DATA_DIR)
     return url

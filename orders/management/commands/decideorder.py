@@ -6,11 +6,10 @@ from typing import Any, Final
 from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError, CommandParser
 from django.db.models import Q
-from django.utils import timezone
 
 from access.text import ID_LENGTH, clean_text, is_opaque_id
 from approvals import services as approvals
-from approvals.models import VERDICT_OF_VERB, Route, Verdict
+from approvals.models import VERDICT_OF_VERB, Verdict
 from orders import base_command, services
 from orders.models import Order
 
@@ -31,6 +30,8 @@ class Command(base_command.OrderCommand):
         f"{WAIT_SECONDS} s. A rejection needs a reason. Exit code: 0 if the order is decided as "
         "asked, by this or an earlier decision; otherwise 1."
     )
+
+    local_role = "approver"
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("order", help="the order id, or the workflow id")
@@ -54,19 +55,16 @@ class Command(base_command.OrderCommand):
         verdict = VERDICT_OF_VERB[verb]
         found = _find(order)
         try:
-            services.decide_order(
-                found,
-                verdict=verdict,
-                actor=base_command.actor_named(username),
-                route=Route.COMMAND,
-                reason=clean_text(reason, field="reason"),
-                now=timezone.now(),
-            )
+            act = self.act(username, clean_text(reason, field="reason"))
+            approval = approvals.approval_of(services.KIND, found, verdict, act)
+            approvals.decide(approval, verdict, act)
         except ValidationError as error:
             raise CommandError(error.messages[0]) from error
         except approvals.ReasonMissing as error:
+            somebody = f" --as {shlex.quote(username)}" if username else ""
             raise CommandError(
-                f'{error} ./manage.py decideorder {shlex.quote(found.order_id)} reject "REASON"'
+                f"{error} ./manage.py decideorder {shlex.quote(found.order_id)} reject "
+                f'"REASON"{somebody}'
             ) from error
         except approvals.AlreadyDecided as error:
             if error.verdict != verdict:
@@ -76,8 +74,7 @@ class Command(base_command.OrderCommand):
         except (approvals.Refused, approvals.WrongState) as error:
             raise CommandError(str(error)) from error
         found.refresh_from_db()
-        assert found.decision is not None  # noqa: S101 (the service has just decided)
-        why = [f"Reason: {found.decision.reason}"] if found.decision.reason else []
+        why = [f"Reason: {act.reason}"] if act.reason else []
         self.box(_TITLES[verdict], f"Order ID: {found.order_id}", *why)
         self.say(_FOLLOWS[verdict])
         if no_wait:

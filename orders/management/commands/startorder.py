@@ -10,10 +10,8 @@ from typing import Any, Final
 
 from django.conf import settings
 from django.core.management.base import CommandError, CommandParser
-from django.utils import timezone
 
 from approvals import services as approvals
-from approvals.models import Route
 from orders import base_command, services
 from orders.api import SubmissionSerializer
 from orders.models import Order, OrderStep, State
@@ -57,6 +55,8 @@ class Command(base_command.OrderCommand):
         "with --wait, completed or cancelled; 1 if it could not be submitted, or failed."
     )
 
+    local_role = "employee"
+
     def add_arguments(self, parser: CommandParser) -> None:
         what = parser.add_mutually_exclusive_group(required=True)
         what.add_argument("example", nargs="?", choices=EXAMPLE_ORDERS, help="an example order")
@@ -83,13 +83,13 @@ class Command(base_command.OrderCommand):
         wanted = _read(file) if file else EXAMPLE_ORDERS[str(example)]
         if order_id is not None and isinstance(wanted, dict):
             wanted = {**wanted, "order_id": order_id}
-        order = _submit(wanted, username)
+        order = self._submit(wanted, username)
         self.say(
             f"Starting order workflow for {order.customer_name or order.customer_id}, "
             f"order ID: {order.order_id}, total: {order.sample_money()}"
         )
-        if order.needs_approval:
-            self._say_how_to_decide(order, username)
+        if order.approval_id:
+            self._say_how_to_decide(order)
         if not wait:
             self._say_start(order)
             return
@@ -100,9 +100,38 @@ class Command(base_command.OrderCommand):
         if order.state == State.FAILED:
             sys.exit(1)
 
-    def _say_how_to_decide(self, order: Order, username: str | None) -> None:
+    def _submit(self, wanted: Any, username: str | None) -> Order:
+        body = SubmissionSerializer(data=wanted)
+        if not body.is_valid():
+            raise CommandError("\n".join(_faults(body.errors)))
+        act = self.act(username)
+        try:
+            services.check_may_submit(act.actor)
+            return services.submit_order(
+                body.submission(),
+                act,
+                may_inject_failure=settings.FAULT_INJECTION,
+            )
+        except (approvals.NotPermitted, approvals.TooManySubmissions) as error:
+            raise CommandError(str(error)) from error
+        except services.IdInUse as error:
+            if error.field != "order_id":
+                raise CommandError(str(error)) from error
+            raise CommandError(
+                f"There is an order {wanted['order_id']} already. Choose another with --id."
+            ) from error
+        except services.NotSubmitted as error:
+            hint = (
+                f" The stock is at {settings.EXPENSES_SITE_URL}/admin/orders/stockitem/; `make up` "
+                "adds the products of the examples."
+            )
+            raise CommandError(
+                f"{error}{hint}" if error.field == "lines" else f"{error.field}: {error}"
+            ) from error
+
+    def _say_how_to_decide(self, order: Order) -> None:
         decide = f"  ./manage.py decideorder {shlex.quote(order.order_id)}"
-        somebody = " --as USERNAME" if username else ""
+        somebody = "" if settings.LOCAL_APPROVER else " --as USERNAME"
         self.say()
         self.box(
             "⚠️  ORDER REQUIRES APPROVAL",
@@ -123,13 +152,14 @@ class Command(base_command.OrderCommand):
     def _say_start(self, order: Order) -> None:
         """Wait until the workflow is started, or print why it is not."""
         end = time.monotonic() + base_command.PATIENCE_SECONDS
-        while outbox.waiting([services.start_key(order.order_id)]) and time.monotonic() < end:
+        start = [services.KIND.key("start", order.order_id)]
+        while outbox.waiting(start) and time.monotonic() < end:
             time.sleep(base_command.POLL_SECONDS)
-        if outbox.waiting([services.start_key(order.order_id)]):
+        if outbox.waiting(start):
             self.say(f"{base_command.why_it_waits(order)} The start is delivered automatically.")
         elif base_command.was_refused(order):
             raise CommandError(base_command.why_it_waits(order))
-        elif order.needs_approval:
+        elif order.approval_id:
             self.say("Workflow started and waiting for approval...")
         else:
             self.say(f"Workflow {order.workflow_id} started.")
@@ -143,38 +173,6 @@ def _read(file: Path) -> Any:
         raise CommandError(f"{file} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise CommandError(f"{file} is not JSON: {error}.") from error
-
-
-def _submit(wanted: Any, username: str | None) -> Order:
-    body = SubmissionSerializer(data=wanted)
-    if not body.is_valid():
-        raise CommandError("\n".join(_faults(body.errors)))
-    actor = base_command.actor_named(username)
-    try:
-        services.check_may_submit(actor)
-        return services.submit_order(
-            body.submission(),
-            actor=actor,
-            route=Route.COMMAND,
-            now=timezone.now(),
-            may_inject_failure=settings.FAULT_INJECTION,
-        )
-    except (approvals.NotPermitted, approvals.TooManySubmissions) as error:
-        raise CommandError(str(error)) from error
-    except services.IdInUse as error:
-        if error.field != "order_id":
-            raise CommandError(str(error)) from error
-        raise CommandError(
-            f"There is an order {wanted['order_id']} already. Choose another with --id."
-        ) from error
-    except services.NotSubmitted as error:
-        hint = (
-            f" The stock is at {settings.EXPENSES_SITE_URL}/admin/orders/stockitem/; `make up` "
-            "adds the products of the examples."
-        )
-        raise CommandError(
-            f"{error}{hint}" if error.field == "lines" else f"{error.field}: {error}"
-        ) from error
 
 
 def _faults(errors: Any, where: str = "") -> Iterator[str]:
