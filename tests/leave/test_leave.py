@@ -11,7 +11,7 @@ from django.test import Client
 from temporalio.client import Client as TemporalClient
 
 from approvals import services as approvals
-from approvals.models import Verdict
+from approvals.models import AuditEntry, Verdict
 from outbox.models import Message
 from outbox.relay import Relay
 from temporal.outcomes import Outcome
@@ -67,6 +67,7 @@ def test_rest_shows_and_decides_the_request(boss: User, leave: Leave) -> None:
     assert waiting["reference"] == "summer-1"
     assert (waiting["kind"], waiting["title"]) == ("leave", "10 days")
     assert (waiting["submitter"], waiting["decision"]) == ("emil", None)
+    assert waiting["state"] == "WAITING"
 
     def send(verb: str, reason: str = "") -> Any:
         path = f"{APPROVALS}/{leave.approval_id}/{verb}"
@@ -131,3 +132,17 @@ async def test_decision_is_delivered(temporal_address: str, monkeypatch: Any) ->
     described = await temporal.get_workflow_handle(f"leave-{name}").describe()
     assert described.workflow_type == "SayHelloWorkflow"
     await sync_to_async(connections.close_all)()
+
+
+def test_void_approval_does_not_look_undecided(boss: User, leave: Leave, client: Client) -> None:
+    """X1, E12: over REST and on its page, and it waits for nobody."""
+    entry = approvals.record(AuditEntry.Event.CANCELLED, "leave", "summer-1", factories.act())
+    approvals.void(leave.approval_id, entry)
+    path = f"{APPROVALS}/{leave.approval_id}"
+    told = client.get(path, headers=factories.bearer(boss)).json()
+    assert (told["state"], told["decision"]) == ("VOID", None)
+    client.force_login(boss)
+    page = client.get(f"{INBOX}{leave.approval_id}/change/").content.decode()
+    assert "void" in page
+    assert "False" not in page
+    assert "summer-1" not in client.get(INBOX).content.decode()
